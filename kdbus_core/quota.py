@@ -1,0 +1,93 @@
+"""What waits for a receiver, and who is charged for it.
+
+A receiver offers room for `capacity` bytes of waiting messages.  Every byte,
+message and file descriptor that waits is charged to the *user* who sent it,
+so that one user cannot fill a queue that others need: of the room that is
+left, counting a user's own share as free, each may hold a third (kdbus, pool
+share rule).  The method that stores is the method that charges; `refund`
+mirrors it exactly, and an account with nothing waiting does not exist.
+"""
+
+from errno import EMFILE, ENOBUFS
+
+from kdbus_core.errors import KdbusError
+
+
+class User:
+    """Somebody who is charged: one per uid, or one per custom endpoint."""
+
+    __slots__ = ("connections", "uid")
+
+    def __init__(self, uid: int | None) -> None:
+        self.uid = uid
+        self.connections = 0
+
+    def __repr__(self) -> str:
+        return f"User({self.uid})"
+
+
+class _Share:
+    __slots__ = ("fds", "memory", "messages")
+
+    def __init__(self) -> None:
+        self.memory = 0
+        self.messages = 0
+        self.fds = 0
+
+
+class Quota:
+    """The accounts of one receiver; sizes in bytes."""
+
+    __slots__ = ("capacity", "max_fds", "max_messages", "shares", "total_fds", "total_memory")
+
+    def __init__(self, capacity: int, max_messages: int, max_fds: int) -> None:
+        self.capacity = capacity
+        self.max_messages = max_messages
+        self.max_fds = max_fds
+        self.shares: dict[User, _Share] = {}
+        self.total_memory = 0
+        self.total_fds = 0
+
+    def charge(self, user: User, size: int, fds: int = 0) -> None:
+        """Charge a message of `size` bytes with `fds` descriptors to `user`.
+
+        Raises ENOBUFS when the user's share of the room or its number of
+        messages is used up, EMFILE when too many descriptors wait.
+        """
+        share = self.shares.get(user)
+        own = share.memory if share is not None else 0
+        free = self.capacity - self.total_memory + own
+        if self.total_memory > self.capacity or free // 3 - own < size:
+            raise KdbusError(ENOBUFS, f"{user} has {own} bytes waiting here, no room for {size} more")
+        if share is not None:
+            if share.messages >= self.max_messages:
+                raise KdbusError(ENOBUFS, f"{user} has {share.messages} messages waiting here")
+            if share.fds + fds > self.max_fds:
+                raise KdbusError(EMFILE, f"{user} has {share.fds} file descriptors waiting here")
+        elif fds > self.max_fds:
+            raise KdbusError(EMFILE, f"{fds} file descriptors are more than {self.max_fds}")
+        self.force(user, size, fds)
+
+    def force(self, user: User, size: int, fds: int = 0) -> None:
+        """Charge without asking: for what was accepted before it had to wait."""
+        share = self.shares.get(user)
+        if share is None:
+            share = self.shares[user] = _Share()
+        share.memory += size
+        share.messages += 1
+        share.fds += fds
+        self.total_memory += size
+        self.total_fds += fds
+
+    def refund(self, user: User, size: int, fds: int = 0) -> None:
+        """Take back one charge of exactly this size."""
+        share = self.shares[user]
+        share.memory -= size
+        share.messages -= 1
+        share.fds -= fds
+        self.total_memory -= size
+        self.total_fds -= fds
+        if not share.messages:
+            assert not share.memory
+            assert not share.fds
+            del self.shares[user]
