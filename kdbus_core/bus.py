@@ -14,7 +14,8 @@ receivers of a broadcast might differ.  A change that is not counted is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EADDRNOTAVAIL, EMFILE, ENXIO, EPERM, EREMCHG, ESRCH
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from kdbus_core.notifications import (
     ReplyDead,
     ReplyTimeout,
 )
+from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Bus:
         self.id = id
         self.id128 = id128
         self.owner = owner
+        self.kernel_user = User(None)  # whom the bus' own messages are charged to
         self.endpoint = Endpoint(self, DEFAULT_NAME, access)
         self.connections: dict[int, Connection] = {}
         self.monitors: list[Connection] = []
@@ -77,13 +80,15 @@ class Bus:
         flags: HelloFlag = HelloFlag(0),  # noqa: B008 - a constant
         description: str = "",
         limits: Limits = Limits(),  # noqa: B008 - a constant
+        quota: Quota | None = None,
         max_connections: int | None = None,
     ) -> Connection:
         """Make a connection (HELLO).
 
         `credentials` are those of the process that connects; `faked` are those
         it speaks for, which only an owner of the bus may do (EPERM).  The
-        connection is charged to the user it speaks for.  `max_connections`
+        connection is charged to the user it speaks for.  A `quota` that the
+        transport already accounts with can be handed over.  `max_connections`
         limits that user's connections (EMFILE).
         """
         owner = endpoint.is_owner(credentials, privileged=privileged)
@@ -104,6 +109,7 @@ class Bus:
             user=user,
             description=description,
             limits=limits,
+            quota=quota,
         )
         user.connections += 1
         self.connections[connection.id] = connection
@@ -124,22 +130,13 @@ class Bus:
         if not connection.active:
             return
         connection.active = False
-        self._depth += 1
-        self.names.disconnect(connection)
-        self.matches.disconnect(connection)
-        del self.connections[connection.id]
-        self.route_generation += 1
-        self.audience_generation += 1
-        if connection.is_monitor:
-            self.monitors.remove(connection)
-        else:
-            self._pending.append(IdRemove(connection))
-        for requester, cookie in self.replies.disconnect(connection):
-            self._pending.append(ReplyDead(requester, cookie))
-        connection.user.connections -= 1
-        self.domain.forget_user(connection.user)
-        self._depth -= 1
-        self._flush()
+        with self.transaction():
+            self._retire(connection)
+            del self.connections[connection.id]
+            if connection.is_monitor:
+                self.monitors.remove(connection)
+            connection.user.connections -= 1
+            self.domain.forget_user(connection.user)
 
     def become_monitor(self, connection: Connection) -> None:
         """Turn an ordinary connection into a monitor.
@@ -148,18 +145,21 @@ class Bus:
         sees everything from now on; no kdbus command does this, the D-Bus
         method BecomeMonitor asks for it.
         """
-        self._depth += 1
+        with self.transaction():
+            self._retire(connection)
+            connection.flags |= HelloFlag.MONITOR
+            self.monitors.append(connection)
+
+    def _retire(self, connection: Connection) -> None:
+        """Take a connection out of everything that others see of it."""
         self.names.disconnect(connection)
         self.matches.disconnect(connection)
-        self._pending.append(IdRemove(connection))
+        if not connection.is_monitor:
+            self._pending.append(IdRemove(connection))
         for requester, cookie in self.replies.disconnect(connection):
             self._pending.append(ReplyDead(requester, cookie))
-        connection.flags |= HelloFlag.MONITOR
-        self.monitors.append(connection)
         self.route_generation += 1
         self.audience_generation += 1
-        self._depth -= 1
-        self._flush()
 
     def connection_info(self, *, id: int | None = None, name: str | None = None) -> ConnectionInfo:
         """What may be known of a connection (CONN_INFO), asked for by id or by name.
@@ -190,21 +190,18 @@ class Bus:
 
     def name_acquire(self, connection: Connection, name: str, flags: int) -> int:
         """NAME_ACQUIRE; see `NameRegistry.acquire`."""
-        self._depth += 1
-        try:
+        with self.transaction():
             return self.names.acquire(connection, name, flags)
-        finally:
-            self._depth -= 1
-            self._flush()
 
     def name_release(self, connection: Connection, name: str) -> None:
         """NAME_RELEASE; see `NameRegistry.release`."""
-        self._depth += 1
-        try:
+        with self.transaction():
             self.names.release(connection, name)
-        finally:
-            self._depth -= 1
-            self._flush()
+
+    def name_offer(self, connection: Connection, name: str) -> None:
+        """Make an activator stand in for a name; see `NameRegistry.offer`."""
+        with self.transaction():
+            self.names.offer(connection, name)
 
     # Matches
 
@@ -260,6 +257,16 @@ class Bus:
         self.route_generation += 1
         self.audience_generation += 1
         self._report(change)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold notifications back until the end: what happens in here is one command."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self._flush()
 
     def _report(self, notification: Notification) -> None:
         self._pending.append(notification)

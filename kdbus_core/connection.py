@@ -80,6 +80,7 @@ class Connection:
         user: User,
         description: str,
         limits: Limits,
+        quota: Quota | None,
     ) -> None:
         self.id = id
         self.endpoint = endpoint
@@ -97,7 +98,7 @@ class Connection:
         self.requests: dict[Connection, Window] = {}
         self.duties: dict[Connection, Window] = {}
         self.outstanding = 0
-        self.quota = Quota(limits.pool_size // 2, limits.queued_messages, limits.in_flight_fds)
+        self.quota = quota or Quota(limits.pool_size // 2, limits.queued_messages, limits.in_flight_fds)
 
     def __repr__(self) -> str:
         return f"Connection({self.id})"

@@ -20,7 +20,7 @@ _NODE_NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrs
 
 
 def is_valid_node_name(name: str) -> bool:
-    """1–63 letters, digits, `_`, and `-` or `.` anywhere but first and last."""
+    """1 to 63 letters, digits, `_`, and `-` or `.` anywhere but first and last."""
     return (
         0 < len(name) <= MAX_NODE_NAME_LENGTH
         and _NODE_NAME_CHARACTERS.issuperset(name)

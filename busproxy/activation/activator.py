@@ -1,0 +1,287 @@
+"""Starting services when a message asks for them.
+
+Each name that a .service file offers is an activator connection of the
+broker: that is what the name leads to while nobody owns it.  A message to it
+is held here, charged to its sender, and the service is started; when somebody
+acquires the name the held messages are delivered in the order in which they
+came, before anything that is sent later.  If the start fails, each sender
+gets an error.  A `Start` is one attempt; it ends in exactly one of the two.
+
+Who is waited for is this module's business; how a process comes into being is
+the launcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from busproxy.activation.launcher import LaunchError, Launcher
+from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, Incoming, peer_of
+from busproxy.wire.marshal import unmarshal
+from kdbus_core.abi import HelloFlag
+from kdbus_core.connection import Connection, Limits
+from kdbus_core.errors import KdbusError
+
+if TYPE_CHECKING:
+    from busproxy.activation.service_files import ServiceFile
+    from busproxy.peer import Peer
+    from busproxy.router import Router
+    from kdbus_core.notifications import ReplyDead, ReplyTimeout
+
+SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
+TIMED_OUT = "org.freedesktop.DBus.Error.TimedOut"
+
+SYSTEMD_NAME = "org.freedesktop.systemd1"
+SYSTEMD_INTERFACE = "org.freedesktop.systemd1.Activator"
+
+STARTED = 1  # StartServiceByName: the service was started
+
+
+class _NoReplies:
+    """An activator calls nobody."""
+
+    def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
+        raise AssertionError(f"an activator has called somebody: {notification}")
+
+
+class Start:
+    """One attempt to start a service, and what waits for it."""
+
+    __slots__ = ("callers", "held", "name", "service", "task", "timer")
+
+    def __init__(self, name: str, service: ServiceFile) -> None:
+        self.name = name
+        self.service = service
+        self.held: list[Incoming] = []
+        self.callers: list[Incoming] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+def _copy(message: Incoming) -> Incoming:
+    """The message on its own, so that it does not keep a whole read buffer alive."""
+    data = bytes(message.data[message.start : message.end])
+    fds = message.fds.hold() if message.fds is not None else None
+    return Incoming(message.peer, message.header, data, 0, len(data), fds)
+
+
+class Activation:
+    """All activatable services of a bus."""
+
+    def __init__(self, router: Router, launcher: Launcher, *, systemd: bool) -> None:
+        self._router = router
+        self._launcher = launcher
+        self._systemd = systemd
+        self._services: dict[str, ServiceFile] = {}
+        self._activators: dict[str, Connection] = {}
+        self._starts: dict[str, Start] = {}
+        # The loop refers to a task only weakly; a child is waited for as long as it runs.
+        self._tasks: set[asyncio.Task[None]] = set()
+        router.activation = self
+
+    # What is offered
+
+    def load(self, services: Mapping[str, ServiceFile]) -> None:
+        """Offer exactly these services; tells the bus when that is a change."""
+        router = self._router
+        before = set(self._services)
+        self._services = dict(services)
+        for name in before - set(services):
+            router.bus.disconnect(self._activators.pop(name))
+        for name in services.keys() - before:
+            activator = router.bus.hello(
+                router.bus.endpoint,
+                _NoReplies(),
+                router.bus.owner,
+                flags=HelloFlag.ACTIVATOR,
+                description="activator",
+                limits=Limits(
+                    queued_messages=1 << 30,
+                    in_flight_fds=router.limits.max_outgoing_unix_fds,
+                    pool_size=2 * router.limits.max_outgoing_bytes,
+                ),
+            )
+            router.bus.name_offer(activator, name)
+            self._activators[name] = activator
+        if before != set(services):
+            router.driver.outbox.broadcast("ActivatableServicesChanged", "", ())
+
+    def offers(self, name: str) -> bool:
+        return name in self._services
+
+    def names(self) -> list[str]:
+        return list(self._services)
+
+    def update_environment(self, variables: Mapping[str, str]) -> None:
+        """Start services with these variables from now on (UpdateActivationEnvironment)."""
+        self._launcher.environment.update(variables)
+
+    # What asks for a start
+
+    def refuse(self, message: Incoming, name: str) -> None:
+        """A message to a name that nobody owns or offers."""
+        self._router.driver.refuse(
+            message, SERVICE_UNKNOWN, f"The name {name} was not provided by any .service files"
+        )
+
+    def start_for(self, message: Incoming, name: str) -> None:
+        """Hold a message for a service and start that."""
+        start = self._begin(message, name)
+        if start is None:
+            return
+        try:
+            self._activators[name].quota.charge(
+                message.peer.user, message.end - message.start, _count(message)
+            )
+        except KdbusError as error:
+            self._router.driver.refuse(
+                message, LIMITS_EXCEEDED, f"Too much is waiting for {name} to start: {error.why}"
+            )
+        else:
+            start.held.append(_copy(message))
+
+    def start_for_caller(self, message: Incoming, name: str) -> None:
+        """Start a service because StartServiceByName says so; the reply comes when it has its name."""
+        start = self._begin(message, name)
+        if start is not None:
+            start.callers.append(_copy(message))
+
+    def _begin(self, message: Incoming, name: str) -> Start | None:
+        """The attempt that is under way, or a new one; None when there may be no more."""
+        running = self._starts.get(name)
+        if running is not None:
+            return running
+        router = self._router
+        if len(self._starts) >= router.limits.max_pending_service_starts:
+            router.driver.refuse(
+                message,
+                LIMITS_EXCEEDED,
+                "The maximum number of pending activations has been reached, "
+                f"activation of {name} failed",
+            )
+            return None
+        start = self._starts[name] = Start(name, self._services[name])
+        timeout = router.limits.service_start_timeout
+        start.timer = router.call_later(
+            timeout / 1000,
+            lambda: self._fail(
+                start,
+                TIMED_OUT,
+                f"Failed to activate service '{name}': timed out (service_start_timeout={timeout}ms)",
+            ),
+        )
+        if self._systemd and start.service.systemd_service and name != SYSTEMD_NAME:
+            self._ask_systemd(start)
+        else:
+            start.task = router.loop.create_task(self._launch(start))
+            self._tasks.add(start.task)
+            start.task.add_done_callback(self._tasks.discard)
+        return start
+
+    async def _launch(self, start: Start) -> None:
+        try:
+            await self._launcher.launch(start.service)
+        except LaunchError as error:
+            if self._starts.get(start.name) is start:
+                self._fail(start, error.name, error.text)
+
+    # systemd as launcher
+
+    def _ask_systemd(self, start: Start) -> None:
+        owner = self._router.bus.names.owner(SYSTEMD_NAME)
+        if owner is not None:
+            self._router.driver.outbox.send_signal(
+                peer_of(owner),
+                "ActivationRequest",
+                "s",
+                (start.service.systemd_service,),
+                interface=SYSTEMD_INTERFACE,
+            )
+
+    def on_systemd_signal(self, message: Incoming) -> None:
+        """systemd says that a unit could not be started."""
+        header = message.header
+        if header.interface != SYSTEMD_INTERFACE or header.member != "ActivationFailure":
+            return
+        if header.signature != "sss":
+            return
+        if self._router.bus.names.owner(SYSTEMD_NAME) is not message.peer.connection:
+            self._router.driver.refuse(message, ACCESS_DENIED, "Only systemd can report a failed activation")
+            return
+        unit, name, text = unmarshal(
+            header.signature, message.data, message.body, message.end, header.little_endian
+        )
+        for start in list(self._starts.values()):
+            if start.service.systemd_service == unit:
+                self._fail(start, name, text)
+
+    # How a start ends
+
+    def on_name_acquired(self, name: str, owner: Connection) -> None:
+        """A name has a new owner: what was held for it goes there."""
+        if name == SYSTEMD_NAME and self._systemd:
+            for start in list(self._starts.values()):
+                if start.service.systemd_service and start.name != name:
+                    self._ask_systemd(start)
+        start = self._end(name)
+        if start is None:
+            return
+        router = self._router
+        for message in start.held:
+            sender = message.peer.connection
+            if sender is not None and sender.active:
+                router.deliver(message, sender, owner)
+            self._release(name, message)
+        for message in start.callers:
+            if not message.peer.closed:
+                router.driver.outbox.send_reply(
+                    message.peer, message.header.serial, "u", (STARTED,)
+                )
+
+    def on_disconnected(self, peer: Peer) -> None:
+        """A peer goes: what it has waiting is dropped."""
+        for start in self._starts.values():
+            for message in [held for held in start.held if held.peer is peer]:
+                start.held.remove(message)
+                self._release(start.name, message)
+            start.callers = [caller for caller in start.callers if caller.peer is not peer]
+
+    def _fail(self, start: Start, error_name: str, text: str) -> None:
+        if self._end(start.name) is None:
+            return
+        self._router.log.warning("activation of %s failed: %s", start.name, text)
+        for message in start.held:
+            self._router.driver.refuse(message, error_name, text)
+            self._release(start.name, message)
+        for message in start.callers:
+            self._router.driver.refuse(message, error_name, text)
+
+    def _end(self, name: str) -> Start | None:
+        start = self._starts.pop(name, None)
+        if start is not None and start.timer is not None:
+            start.timer.cancel()
+        return start
+
+    def _release(self, name: str, message: Incoming) -> None:
+        activator = self._activators.get(name)
+        if activator is not None:
+            activator.quota.refund(message.peer.user, message.end - message.start, _count(message))
+        if message.fds is not None:
+            message.fds.release()
+
+    def close(self) -> None:
+        """The bus ends: nothing that waits will happen. Services that run go on."""
+        for name in list(self._starts):
+            ended = self._end(name)
+            if ended is not None:
+                for message in ended.held:
+                    self._release(name, message)
+        for task in self._tasks:
+            task.cancel()
+
+
+def _count(message: Incoming) -> int:
+    return len(message.fds) if message.fds is not None else 0
+

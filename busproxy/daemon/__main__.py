@@ -1,0 +1,7 @@
+"""`python -m busproxy.daemon` is `busproxyd`."""
+
+import sys
+
+from busproxy.daemon import main
+
+sys.exit(main())

@@ -1,0 +1,175 @@
+"""`busproxyd` from its command line to its end.
+
+The order is dbus-daemon's: configuration, listening sockets, background, pid
+file, change of user, then the loop.  SIGTERM and SIGINT end it with
+everything it made removed, SIGHUP reloads the configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from busproxy import __version__
+from busproxy.daemon import process
+from busproxy.daemon.logs import NAME, open_log
+from busproxy.options import Action, Options, Syslog, UsageError, parse_options
+from busproxy.policy.loader import ConfigError, load_config
+from busproxy.transport.listeners import ListenError, advertised_address, open_listeners
+from busproxy.transport.loop import new_event_loop
+from busproxy.transport.systemd import InheritedFdError, Notifier, take_listen_fds
+from busproxy.wire.address import AddressError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from busproxy.policy.config import BusConfig
+    from busproxy.transport.listeners import Listener
+
+VERSION_TEXT = f"""busproxyd {__version__}
+A D-Bus message bus; D-Bus specification 0.43
+"""
+
+
+class StartError(Exception):
+    """The bus cannot be started; the text says why."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon; returns its exit status."""
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    match options.action:
+        case Action.VERSION:
+            print(VERSION_TEXT, end="")
+            return 0
+        case Action.INTROSPECT:
+            from busproxy.driver.introspection import introspect
+            from busproxy.driver.outbox import DRIVER_PATH
+
+            print(introspect(DRIVER_PATH), end="")
+            return 0
+        case Action.RUN:
+            pass
+    try:
+        _start(options)
+    except (StartError, ConfigError, ListenError, AddressError, InheritedFdError) as error:
+        print(f"{NAME}: Failed to start message bus: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _start(options: Options) -> None:
+    notifier = Notifier(os.environ)
+    inherited = take_listen_fds(os.environ, os.getpid())
+    config = load_config(options.config_file)
+    process.raise_fd_limit()
+    listeners = _listen(options, config, inherited)
+    address = advertised_address(listeners)
+    pid_file: process.PidFile | None = None
+    try:
+        parent: int | None = None
+        if config.fork if options.fork is None else options.fork:
+            parent = process.fork_into_background(keep_umask=config.keep_umask)
+        if config.pidfile and options.write_pidfile:
+            try:
+                pid_file = process.PidFile(config.pidfile)
+            except FileExistsError as error:
+                raise StartError(
+                    f'The pid file "{config.pidfile}" exists, if the message bus is not running, '
+                    "remove this file"
+                ) from error
+            except OSError as error:
+                raise StartError(f'Cannot write the pid file "{config.pidfile}": {error.strerror}') from error
+        if config.user is not None and os.geteuid() == 0:
+            try:
+                process.become_user(config.user)
+            except (KeyError, OSError) as error:
+                raise StartError(f'Cannot become user "{config.user}": {error}') from error
+        loop = _make_loop(options)
+        try:
+            _serve(options, config, listeners, address, loop, notifier, parent)
+        finally:
+            loop.close()
+    finally:
+        for listener in listeners:
+            listener.close()
+        if pid_file is not None:
+            pid_file.remove()
+
+
+def _listen(options: Options, config: BusConfig, inherited: list[tuple[int, str]]) -> list[Listener]:
+    addresses = [options.address] if options.address else [listen.value for listen in config.listens]
+    if not addresses:
+        raise StartError("Configuration file needs one or more <listen> elements giving addresses")
+    return open_listeners(
+        addresses, runtime_dir=os.environ.get("XDG_RUNTIME_DIR"), inherited_fds=inherited
+    )
+
+
+def _make_loop(options: Options) -> asyncio.AbstractEventLoop:
+    import asyncio
+
+    try:
+        loop = new_event_loop(options.loop)
+    except ImportError as error:
+        raise StartError(f"uvloop is not installed: {error}") from error
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+def _serve(
+    options: Options,
+    config: BusConfig,
+    listeners: list[Listener],
+    address: str,
+    loop: asyncio.AbstractEventLoop,
+    notifier: Notifier,
+    parent: int | None,
+) -> None:
+    from busproxy.daemon.bus import EmbeddedBus
+
+    to_system = options.syslog in (Syslog.ALSO, Syslog.ONLY) or (
+        options.syslog is Syslog.FROM_CONFIG and config.syslog
+    )
+    log = open_log(to_stderr=options.syslog is not Syslog.ONLY, to_system=to_system)
+    bus = EmbeddedBus(
+        options.config_file,
+        config,
+        listeners,
+        address,
+        loop,
+        log,
+        systemd_activation=options.systemd_activation,
+    )
+
+    def reload() -> None:
+        notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        try:
+            bus.reload()
+        except ValueError:
+            pass  # logged where it was found; the old configuration stays
+        notifier.ready()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, loop.stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        bus.start()
+        if options.print_address is not None:
+            process.write_line(options.print_address, address)
+        if options.print_pid is not None:
+            process.write_line(options.print_pid, str(os.getpid()))
+        if parent is not None:
+            process.say_ready(parent)
+        notifier.ready()
+        loop.run_forever()
+    finally:
+        notifier.stopping()
+        bus.close()

@@ -1,0 +1,32 @@
+"""What the driver asks of the daemon around it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Host(Protocol):
+    """The daemon, as far as methods of the driver reach beyond the bus."""
+
+    @property
+    def guid(self) -> str:
+        """The bus' own id: 32 lower-case hexadecimal digits."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def uid(self) -> int: ...
+
+    def machine_id(self) -> str:
+        """The machine's id: 32 lower-case hexadecimal digits."""
+
+    @property
+    def has_selinux(self) -> bool:
+        """Whether security labels are SELinux contexts here."""
+
+    def duplicate(self, fd: int) -> int:
+        """A copy of a descriptor, closed on exec; the caller owns it."""
+
+    def reload(self) -> None:
+        """Read the configuration again; raises ValueError with what is wrong with it."""

@@ -1,0 +1,79 @@
+"""org.freedesktop.DBus.Introspectable: the driver's tables as XML.
+
+At the canonical path everything is there; elsewhere only what answers on any
+path.  A path above the canonical one names the child that leads to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from busproxy.driver.call import Call, Method
+from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_PATH
+from busproxy.driver.properties import PROPERTIES
+from busproxy.wire.signatures import complete_types
+
+_DOCTYPE = (
+    '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
+    '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
+)
+
+_SIGNALS = {
+    DRIVER_INTERFACE: (
+        ("NameOwnerChanged", "sss"),
+        ("NameLost", "s"),
+        ("NameAcquired", "s"),
+        ("ActivatableServicesChanged", ""),
+    )
+}
+
+
+def _arguments(signature: str, direction: str | None) -> Iterator[str]:
+    attribute = f'direction="{direction}" ' if direction else ""
+    for type_ in complete_types(signature):
+        yield f'      <arg {attribute}type="{type_}"/>\n'
+
+
+def _method(method: Method) -> str:
+    lines = [*_arguments(method.arguments, "in"), *_arguments(method.results, "out")]
+    return f'    <method name="{method.name}">\n{"".join(lines)}    </method>\n'
+
+
+def _interface(name: str, methods: dict[str, Method]) -> str:
+    content = "".join(map(_method, methods.values()))
+    if name == DRIVER_INTERFACE:
+        for property_name, (type_, _) in PROPERTIES.items():
+            content += (
+                f'    <property name="{property_name}" type="{type_}" access="read">\n'
+                '      <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>\n'
+                "    </property>\n"
+            )
+    for signal, signature in _SIGNALS.get(name, ()):
+        content += f'    <signal name="{signal}">\n{"".join(_arguments(signature, None))}    </signal>\n'
+    return f'  <interface name="{name}">\n{content}  </interface>\n'
+
+
+def introspect(path: str) -> str:
+    """The introspection data of the driver at an object path."""
+    from busproxy.driver import INTERFACES
+
+    canonical = path == DRIVER_PATH
+    parts = [_DOCTYPE, "<node>\n"]
+    parts += [
+        _interface(name, interface.methods)
+        for name, interface in INTERFACES.items()
+        if canonical or interface.anywhere
+    ]
+    above = path.rstrip("/") + "/"
+    if DRIVER_PATH.startswith(above):
+        parts.append(f'  <node name="{DRIVER_PATH[len(above) :]}"/>\n')
+    parts.append("</node>\n")
+    return "".join(parts)
+
+
+def _introspect(call: Call) -> tuple[Any, ...]:
+    return (introspect(call.message.header.path or "/"),)
+
+
+METHODS = (Method("Introspect", "", "s", _introspect),)

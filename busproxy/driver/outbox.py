@@ -1,0 +1,178 @@
+"""Messages that the bus itself sends.
+
+Each carries the driver as sender and the next serial of its receiver, wants
+no reply, and is shown to monitors.  They are charged to nobody's share; a
+receiver that does not read has only itself to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import pack_into
+from typing import TYPE_CHECKING, Any
+
+from busproxy.router import peer_of
+from busproxy.transport.fds import FdSet
+from busproxy.wire.body import string_arguments
+from busproxy.wire.header import NO_REPLY_EXPECTED, MessageType
+from busproxy.wire.marshal import marshal
+from busproxy.wire.message import build_message
+from kdbus_core.errors import KdbusError
+from kdbus_core.matches import Audience, Envelope
+
+if TYPE_CHECKING:
+    from busproxy.peer import Peer
+    from busproxy.router import Router
+
+DRIVER_NAME = "org.freedesktop.DBus"
+DRIVER_PATH = "/org/freedesktop/DBus"
+DRIVER_INTERFACE = "org.freedesktop.DBus"
+NOT_YET_ACTIVE = ":not.active.yet"
+
+_SERIAL_AT = 8
+
+
+class Outbox:
+    """Builds and sends the driver's messages."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def send_reply(
+        self,
+        peer: Peer,
+        reply_serial: int,
+        signature: str,
+        values: Sequence[Any],
+        fds: FdSet | None = None,
+    ) -> None:
+        """Answer a call."""
+        body = marshal(signature, values)
+        message = build_message(
+            MessageType.METHOD_RETURN,
+            peer.next_serial(),
+            flags=NO_REPLY_EXPECTED,
+            destination=peer.unique_name or NOT_YET_ACTIVE,
+            reply_serial=reply_serial,
+            signature=signature,
+            sender=DRIVER_NAME,
+            body=body,
+            unix_fds=len(fds) if fds is not None else 0,
+        )
+        self._send(peer, message, Envelope(MessageType.METHOD_RETURN), signature, body, fds)
+
+    def send_error(self, peer: Peer, reply_serial: int, name: str, text: str) -> None:
+        """Refuse a call, or another message that the sender should know about."""
+        body = marshal("s", (text,))
+        message = build_message(
+            MessageType.ERROR,
+            peer.next_serial(),
+            flags=NO_REPLY_EXPECTED,
+            destination=peer.unique_name or NOT_YET_ACTIVE,
+            error_name=name,
+            reply_serial=reply_serial,
+            signature="s",
+            sender=DRIVER_NAME,
+            body=body,
+        )
+        self._send(peer, message, Envelope(MessageType.ERROR), "s", body)
+
+    def send_bare(
+        self, peer: Peer, reply_serial: int, *, error_name: str | None, signature: str, values: Sequence[Any]
+    ) -> None:
+        """Answer a message that had no destination: the answer has none either, and no sender."""
+        message = build_message(
+            MessageType.ERROR if error_name else MessageType.METHOD_RETURN,
+            peer.next_serial(),
+            flags=NO_REPLY_EXPECTED,
+            error_name=error_name,
+            reply_serial=reply_serial,
+            signature=signature,
+            body=marshal(signature, values),
+        )
+        self._push(peer, message)
+
+    def send_signal(
+        self,
+        peer: Peer,
+        member: str,
+        signature: str,
+        values: Sequence[Any],
+        *,
+        interface: str = DRIVER_INTERFACE,
+        path: str = DRIVER_PATH,
+    ) -> None:
+        """Send a signal to one peer."""
+        body = marshal(signature, values)
+        message = build_message(
+            MessageType.SIGNAL,
+            peer.next_serial(),
+            flags=NO_REPLY_EXPECTED,
+            path=path,
+            interface=interface,
+            member=member,
+            destination=peer.unique_name,
+            signature=signature,
+            sender=DRIVER_NAME,
+            body=body,
+        )
+        envelope = Envelope(MessageType.SIGNAL, path=path, interface=interface, member=member)
+        self._send(peer, message, envelope, signature, body)
+
+    def broadcast(self, member: str, signature: str, values: Sequence[Any]) -> None:
+        """Send a signal to everybody who subscribed to it."""
+        envelope = Envelope(
+            MessageType.SIGNAL, path=DRIVER_PATH, interface=DRIVER_INTERFACE, member=member
+        )
+        audience = self._router.bus.matches.broadcast_audience(envelope)
+        if not audience.always and not audience.argument_count:
+            return
+        body = marshal(signature, values)
+        message = build_message(
+            MessageType.SIGNAL,
+            1,
+            flags=NO_REPLY_EXPECTED,
+            path=DRIVER_PATH,
+            interface=DRIVER_INTERFACE,
+            member=member,
+            signature=signature,
+            sender=DRIVER_NAME,
+            body=body,
+        )
+        for peer in self._audience(audience, signature, body):
+            self._push(peer, _with_serial(message, peer.next_serial()))
+
+    def _send(
+        self,
+        peer: Peer,
+        message: bytes,
+        envelope: Envelope,
+        signature: str,
+        body: bytes,
+        fds: FdSet | None = None,
+    ) -> None:
+        matches = self._router.bus.matches
+        if matches.has_monitors:
+            envelope.destination = peer.connection
+            for monitor in self._audience(matches.monitor_audience(envelope), signature, body):
+                if fds is None or monitor.unix_fds:
+                    self._push(monitor, message, fds)
+        self._push(peer, message, fds)
+
+    def _audience(self, audience: Audience, signature: str, body: bytes) -> list[Peer]:
+        count = audience.argument_count
+        arguments = string_arguments(signature, True, body, 0, len(body), count) if count else ()
+        return [peer_of(receiver) for receiver in audience.receivers(arguments)]
+
+    def _push(self, peer: Peer, message: bytes, fds: FdSet | None = None) -> None:
+        try:
+            peer.stream.push(message, self._router.bus.kernel_user, fds)
+        except KdbusError as error:
+            # It asks and asks and does not read: whatever it asked for is lost.
+            self._router.log.debug("an answer to %s is lost: %s", peer.description, error)
+
+
+def _with_serial(message: bytes, serial: int) -> bytes:
+    patched = bytearray(message)
+    pack_into("<I", patched, _SERIAL_AT, serial)
+    return bytes(patched)
