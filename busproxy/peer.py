@@ -172,6 +172,11 @@ class Peer:
         self.router.log.debug("%s: %s", self.description, reason)
         self.close()
 
+    def on_failure(self, error: Exception) -> None:
+        """A bug of ours: this client has to go, the bus goes on."""
+        self.router.log.error("internal error with %s", self.description, exc_info=error)
+        self.close()
+
     # Handshake
 
     def _handshake(self, sasl: SaslServer, data: bytes | bytearray) -> bytes:

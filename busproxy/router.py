@@ -144,6 +144,7 @@ class Router:
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Have something done in `delay` seconds."""
+        self.poller.hurry()
         return self.loop.call_later(delay, callback)
 
     def admits(self, peer: Peer, uid: int | None) -> bool:
@@ -175,7 +176,7 @@ class Router:
             return
         self.activation.on_disconnected(peer)
         # As dbus-daemon does it: the name acquired last goes first.
-        for name in reversed(peer.connection.names):
+        for name in reversed(list(peer.connection.names)):
             self.bus.name_release(peer.connection, name)
         self.bus.disconnect(peer.connection)
 

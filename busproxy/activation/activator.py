@@ -175,6 +175,7 @@ class Activation:
         if self._systemd and start.service.systemd_service and name != SYSTEMD_NAME:
             self._ask_systemd(start)
         else:
+            router.poller.hurry()
             start.task = router.loop.create_task(self._launch(start))
             self._tasks.add(start.task)
             start.task.add_done_callback(self._tasks.discard)
@@ -225,16 +226,16 @@ class Activation:
             for start in list(self._starts.values()):
                 if start.service.systemd_service and start.name != name:
                     self._ask_systemd(start)
-        start = self._end(name)
-        if start is None:
+        ended = self._end(name)
+        if ended is None:
             return
         router = self._router
-        for message in start.held:
+        for message in ended.held:
             sender = message.peer.connection
             if sender is not None and sender.active:
                 router.deliver(message, sender, owner)
             self._release(name, message)
-        for message in start.callers:
+        for message in ended.callers:
             if not message.peer.closed:
                 router.driver.outbox.send_reply(
                     message.peer, message.header.serial, "u", (STARTED,)

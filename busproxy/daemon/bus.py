@@ -33,7 +33,6 @@ from busproxy.policy.config import BusConfig, ServiceDirKind
 from busproxy.policy.loader import ConfigError, load_config, resolve_user, selinux_enabled
 from busproxy.router import Router
 from busproxy.transport.acceptor import Acceptor
-from busproxy.transport.poller import Poller
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.domain import Domain
 from kdbus_core.metadata import Credentials
@@ -41,6 +40,7 @@ from kdbus_core.quota import Quota
 
 if TYPE_CHECKING:
     from busproxy.transport.listeners import Listener
+    from busproxy.transport.poller import Poller
     from busproxy.wire.sasl import CookieSource
 
 DEFAULT_MECHANISMS = ("EXTERNAL", "DBUS_COOKIE_SHA1", "ANONYMOUS")
@@ -56,6 +56,7 @@ class EmbeddedBus:
         listeners: list[Listener],
         address: str,
         loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         log: logging.Logger,
         *,
         systemd_activation: bool,
@@ -73,9 +74,8 @@ class EmbeddedBus:
         self.domain = Domain(os.urandom)
         self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", creator)
         self.guid = self.bus.id128.hex()
-        self.poller = Poller(loop)
         self.router = Router(
-            self.bus, self.poller, loop, log, config.limits, config.connect, self.uid
+            self.bus, poller, loop, log, config.limits, config.connect, self.uid
         )
         self.driver = Driver(self.router, self)
         launcher = Launcher(
@@ -203,4 +203,3 @@ class EmbeddedBus:
         self._acceptor.stop()
         for listener in self._listeners:
             listener.close()
-        self.poller.close()

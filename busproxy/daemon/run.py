@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from busproxy.policy.config import BusConfig
     from busproxy.transport.listeners import Listener
+    from busproxy.transport.poller import Poller
 
 VERSION_TEXT = f"""busproxyd {__version__}
 A D-Bus message bus; D-Bus specification 0.43
@@ -92,9 +93,9 @@ def _start(options: Options) -> None:
                 process.become_user(config.user)
             except (KeyError, OSError) as error:
                 raise StartError(f'Cannot become user "{config.user}": {error}') from error
-        loop = _make_loop(options)
+        loop, poller = _make_loop(options)
         try:
-            _serve(options, config, listeners, address, loop, notifier, parent)
+            _serve(options, config, listeners, address, loop, poller, notifier, parent)
         finally:
             loop.close()
     finally:
@@ -113,15 +114,15 @@ def _listen(options: Options, config: BusConfig, inherited: list[tuple[int, str]
     )
 
 
-def _make_loop(options: Options) -> asyncio.AbstractEventLoop:
+def _make_loop(options: Options) -> tuple[asyncio.AbstractEventLoop, Poller]:
     import asyncio
 
     try:
-        loop = new_event_loop(options.loop)
+        loop, poller = new_event_loop(options.loop)
     except ImportError as error:
         raise StartError(f"uvloop is not installed: {error}") from error
     asyncio.set_event_loop(loop)
-    return loop
+    return loop, poller
 
 
 def _serve(
@@ -130,6 +131,7 @@ def _serve(
     listeners: list[Listener],
     address: str,
     loop: asyncio.AbstractEventLoop,
+    poller: Poller,
     notifier: Notifier,
     parent: int | None,
 ) -> None:
@@ -145,6 +147,7 @@ def _serve(
         listeners,
         address,
         loop,
+        poller,
         log,
         systemd_activation=options.systemd_activation,
     )

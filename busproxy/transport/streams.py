@@ -51,6 +51,9 @@ class Receiver(Protocol):
     def on_lost(self, reason: str) -> None:
         """The socket cannot be used any more; the receiver must close it."""
 
+    def on_failure(self, error: Exception) -> None:
+        """Dealing with this client has failed in a way that nobody foresaw; the receiver must close it."""
+
 
 class _Waiting:
     """A part that the socket has not taken yet, and who pays for it."""
@@ -325,6 +328,10 @@ class Stream:
         if waiting.fds is not None:
             waiting.fds.release()
             waiting.fds = None
+
+    def fail(self, error: Exception) -> None:
+        """Have the client thrown out because of a bug of ours."""
+        self._receiver.on_failure(error)
 
     @property
     def waiting_bytes(self) -> int:

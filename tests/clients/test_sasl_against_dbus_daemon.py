@@ -88,6 +88,12 @@ BEGUN = {
     + line("AUTH EXTERNAL")
     + line("DATA")
     + line("BEGIN"),
+    "asked twice": line("AUTH EXTERNAL")
+    + line("DATA")
+    + line("CANCEL")
+    + line("AUTH EXTERNAL")
+    + line("DATA")
+    + line("BEGIN"),
     "an error after OK": line("AUTH EXTERNAL", ME)
     + line("ERROR")
     + line("AUTH EXTERNAL", ME)

@@ -90,9 +90,7 @@ def draw_value(random: Random, type_: str, depth: int = 0) -> Any:
     count = random.choice([0, 1, 1, 2, 3])
     if type_[1] == "{":
         key, value = complete_types(type_[2:-1])
-        return {
-            draw_value(random, key, depth): draw_value(random, value, depth + 1) for _ in range(count)
-        }
+        return {draw_value(random, key, depth): draw_value(random, value, depth + 1) for _ in range(count)}
     return [draw_value(random, type_[1:], depth + 1) for _ in range(count)]
 
 
