@@ -77,6 +77,9 @@ class Peer:
         "flows",
         "max_message_size",
         "messages_received",
+        "peak_incoming_bytes",
+        "peak_incoming_fds",
+        "peak_names",
         "peak_rules",
         "phase",
         "quota",
@@ -114,6 +117,9 @@ class Peer:
         self.subscriptions: dict[MatchRule, Subscription] = {}
         self.rules = 0
         self.peak_rules = 0
+        self.peak_names = 1
+        self.peak_incoming_bytes = 0
+        self.peak_incoming_fds = 0
         self._last_cookie = 0
         self._sasl: SaslServer | None = sasl
         self._partial: bytes | bytearray = b""
@@ -133,6 +139,16 @@ class Peer:
         pid, uid = self.credentials.pid, self.credentials.uid
         who = f"pid {'unknown' if pid is None else pid}, uid {uid}"
         return f"{self.unique_name} ({who})" if self.unique_name else f"new client ({who})"
+
+    @property
+    def incoming_bytes(self) -> int:
+        """Bytes of a message that has not come completely."""
+        return len(self._partial) + self.stream.collected
+
+    @property
+    def incoming_fds(self) -> int:
+        """Descriptors whose message has not come completely."""
+        return len(self._fds)
 
     # What the stream reports
 
@@ -157,8 +173,10 @@ class Peer:
                 if size > COLLECT_SIZE:
                     self.stream.collect(data[consumed:], size)
                     rest = 0
+                    self.peak_incoming_bytes = max(self.peak_incoming_bytes, size)
             if rest:
                 self._partial = bytes(data[consumed:])
+                self.peak_incoming_bytes = max(self.peak_incoming_bytes, rest)
         except ProtocolError as error:
             self.disconnect(f"invalid message: {error}")
             return
@@ -215,6 +233,7 @@ class Peer:
 
     def _keep_fds(self, fds: list[int]) -> None:
         self._fds.extend(fds)
+        self.peak_incoming_fds = max(self.peak_incoming_fds, len(self._fds))
         if self._sasl is None and not self.unix_fds:
             self.disconnect("file descriptors without having negotiated them")
         elif len(self._fds) > self.router.limits.max_message_unix_fds:

@@ -57,6 +57,9 @@ NAME_HAS_NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 NOT_SUPPORTED = "org.freedesktop.DBus.Error.NotSupported"
 
+UNKNOWN_TYPE_ERROR = ACCESS_DENIED
+UNKNOWN_TYPE_TEXT = "Message bus will not accept messages of unknown type\n"
+
 _U32 = {True: Struct("<I").pack, False: Struct(">I").pack}
 _TYPE_NAMES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 
@@ -189,6 +192,11 @@ class Router:
         )
         self.driver.send_no_reply(peer, lost.cookie, NO_REPLY, text)
 
+    @property
+    def active(self) -> int:
+        """How many clients have said Hello."""
+        return len(self.peers) - self.incomplete
+
     # Routing
 
     def route(self, peer: Peer, data: bytes | bytearray, start: int, end: int) -> None:
@@ -241,6 +249,11 @@ class Router:
             interface=header.interface,
             member=header.member,
         )
+
+    def show_hello(self, message: Incoming) -> None:
+        """Hello is shown to monitors once its sender has a name."""
+        assert message.peer.connection is not None
+        self._copy_driver_call(message, message.peer.connection)
 
     def _copy_driver_call(self, message: Incoming, sender: Connection) -> None:
         audience = self.bus.matches.unicast_audience(self._envelope(message, None, to_driver=True))
@@ -327,9 +340,7 @@ class Router:
         peer, header = message.peer, message.header
         if header.type > MessageType.SIGNAL:
             self._copy_refused(message)
-            self.driver.refuse(
-                message, ACCESS_DENIED, "Message bus will not accept messages of unknown type\n"
-            )
+            self.driver.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
             return
         stream = peer_of(receiver).stream
         replies = self.bus.replies

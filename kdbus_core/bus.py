@@ -131,7 +131,7 @@ class Bus:
             return
         connection.active = False
         with self.transaction():
-            self._retire(connection)
+            self._retire(connection, announce=not connection.is_monitor)
             del self.connections[connection.id]
             if connection.is_monitor:
                 self.monitors.remove(connection)
@@ -141,20 +141,21 @@ class Bus:
     def become_monitor(self, connection: Connection) -> None:
         """Turn an ordinary connection into a monitor.
 
-        It loses its names, matches and open requests as if it had gone, and
+        It is said to be gone, loses its names, matches and open requests, and
         sees everything from now on; no kdbus command does this, the D-Bus
         method BecomeMonitor asks for it.
         """
         with self.transaction():
+            self._pending.append(IdRemove(connection))
             self._retire(connection)
             connection.flags |= HelloFlag.MONITOR
             self.monitors.append(connection)
 
-    def _retire(self, connection: Connection) -> None:
+    def _retire(self, connection: Connection, *, announce: bool = False) -> None:
         """Take a connection out of everything that others see of it."""
         self.names.disconnect(connection)
         self.matches.disconnect(connection)
-        if not connection.is_monitor:
+        if announce:
             self._pending.append(IdRemove(connection))
         for requester, cookie in self.replies.disconnect(connection):
             self._pending.append(ReplyDead(requester, cookie))

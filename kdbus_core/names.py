@@ -77,9 +77,14 @@ class NameEntry:
 
 
 class NameRegistry:
-    """All names of one bus."""
+    """All names of one bus.
+
+    `replacers_first` decides where somebody waits who wanted to replace the
+    owner and may not: kdbus appends, dbus-daemon puts it next in line.
+    """
 
     def __init__(self, report: Callable[[NameChange], None]) -> None:
+        self.replacers_first = False
         self._entries: dict[str, NameEntry] = {}
         self._report = report
         self._last_id = 0
@@ -127,11 +132,15 @@ class NameRegistry:
         if flags & REPLACE_EXISTING and primary.flags & ALLOW_REPLACEMENT:
             return self._replace(entry, primary, mine, connection, saved)
         if flags & QUEUE:
-            if mine is not None:
-                mine.flags = saved | IN_QUEUE
-                return mine.flags
-            self._append(entry, connection, saved | IN_QUEUE)
-            return saved | IN_QUEUE | ACQUIRED
+            acquired = 0
+            if mine is None:
+                mine = self._append(entry, connection, 0)
+                acquired = ACQUIRED
+            mine.flags = saved | IN_QUEUE
+            if flags & REPLACE_EXISTING and self.replacers_first:
+                entry.queue.remove(mine)
+                entry.queue.insert(1, mine)
+            return mine.flags | acquired
         if mine is not None:
             self._remove(entry, mine)
             return saved

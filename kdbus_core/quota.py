@@ -38,7 +38,17 @@ class _Share:
 class Quota:
     """The accounts of one receiver; sizes in bytes."""
 
-    __slots__ = ("capacity", "max_fds", "max_messages", "shares", "total_fds", "total_memory")
+    __slots__ = (
+        "capacity",
+        "max_fds",
+        "max_messages",
+        "peak_fds",
+        "peak_memory",
+        "shares",
+        "total_fds",
+        "total_memory",
+        "total_messages",
+    )
 
     def __init__(self, capacity: int, max_messages: int, max_fds: int) -> None:
         self.capacity = capacity
@@ -46,7 +56,10 @@ class Quota:
         self.max_fds = max_fds
         self.shares: dict[User, _Share] = {}
         self.total_memory = 0
+        self.total_messages = 0
         self.total_fds = 0
+        self.peak_memory = 0
+        self.peak_fds = 0
 
     def charge(self, user: User, size: int, fds: int = 0) -> None:
         """Charge a message of `size` bytes with `fds` descriptors to `user`.
@@ -77,7 +90,10 @@ class Quota:
         share.messages += 1
         share.fds += fds
         self.total_memory += size
+        self.total_messages += 1
         self.total_fds += fds
+        self.peak_memory = max(self.peak_memory, self.total_memory)
+        self.peak_fds = max(self.peak_fds, self.total_fds)
 
     def refund(self, user: User, size: int, fds: int = 0) -> None:
         """Take back one charge of exactly this size."""
@@ -86,6 +102,7 @@ class Quota:
         share.messages -= 1
         share.fds -= fds
         self.total_memory -= size
+        self.total_messages -= 1
         self.total_fds -= fds
         if not share.messages:
             assert not share.memory

@@ -73,6 +73,7 @@ class EmbeddedBus:
         creator = Credentials(uid=self.uid, gid=os.getegid(), pid=self.pid)
         self.domain = Domain(os.urandom)
         self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", creator)
+        self.bus.names.replacers_first = True
         self.guid = self.bus.id128.hex()
         self.router = Router(
             self.bus, poller, loop, log, config.limits, config.connect, self.uid

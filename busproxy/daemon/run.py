@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             from busproxy.driver.introspection import introspect
             from busproxy.driver.outbox import DRIVER_PATH
 
-            print(introspect(DRIVER_PATH), end="")
+            print(introspect(DRIVER_PATH))
             return 0
         case Action.RUN:
             pass

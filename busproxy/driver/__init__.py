@@ -28,7 +28,7 @@ from busproxy.driver import (
 from busproxy.driver.call import ERROR_PREFIX, Call, Method, MethodError
 from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_NAME, DRIVER_PATH, Outbox
 from busproxy.peer import Peer
-from busproxy.router import UNIQUE_PREFIX, peer_of
+from busproxy.router import UNIQUE_PREFIX, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT, peer_of
 from busproxy.wire.header import NO_REPLY_EXPECTED, MessageType
 from kdbus_core.names import ACTIVATOR, IN_QUEUE
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification
@@ -50,13 +50,22 @@ def _table(*methods: Method) -> dict[str, Method]:
     return {method.name: method for method in methods}
 
 
+_OWN_METHODS = _table(
+    *names.METHODS, *activation.METHODS, *subscriptions.METHODS, *credentials.METHODS
+)
+
+# In dbus-daemon's order, which is the one that people know from introspection.
+_ORDER = (
+    "Hello RequestName ReleaseName StartServiceByName UpdateActivationEnvironment NameHasOwner ListNames "
+    "ListActivatableNames AddMatch RemoveMatch GetNameOwner ListQueuedOwners GetConnectionUnixUser "
+    "GetConnectionUnixProcessID GetAdtAuditSessionData GetConnectionSELinuxSecurityContext ReloadConfig "
+    "GetId GetConnectionCredentials"
+).split()
+
 INTERFACES: dict[str, Interface] = {
-    DRIVER_INTERFACE: Interface(
-        _table(*names.METHODS, *activation.METHODS, *subscriptions.METHODS, *credentials.METHODS),
-        anywhere=True,
-    ),
-    "org.freedesktop.DBus.Introspectable": Interface(_table(*introspection.METHODS), anywhere=True),
+    DRIVER_INTERFACE: Interface({name: _OWN_METHODS[name] for name in _ORDER}, anywhere=True),
     "org.freedesktop.DBus.Properties": Interface(_table(*properties.METHODS)),
+    "org.freedesktop.DBus.Introspectable": Interface(_table(*introspection.METHODS), anywhere=True),
     "org.freedesktop.DBus.Monitoring": Interface(_table(*subscriptions.MONITORING_METHODS)),
     "org.freedesktop.DBus.Debug.Stats": Interface(_table(*statistics.METHODS)),
     "org.freedesktop.DBus.Peer": Interface(_table(*itself.METHODS), anywhere=True),
@@ -79,7 +88,9 @@ class Driver:
     def on_message(self, message: Incoming) -> None:
         """Deal with a message whose destination is the driver."""
         header = message.header
-        if header.type == MessageType.SIGNAL:
+        if header.type > MessageType.SIGNAL:
+            self.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
+        elif header.type == MessageType.SIGNAL:
             self.router.activation.on_systemd_signal(message)
         if header.type != MessageType.METHOD_CALL:
             return
@@ -160,8 +171,6 @@ class Driver:
             else:
                 self._answer_bare(message, None, method.results, values or ())
             return
-        if header.flags & NO_REPLY_EXPECTED:
-            return
         text = (
             f'Method "{header.member}" with signature "{header.signature}" '
             f'on interface "{header.interface or "(null)"}" doesn\'t exist\n'
@@ -211,7 +220,7 @@ class Driver:
     def _on_name_change(self, name: str, old: Connection | None, new: Connection | None) -> None:
         if old is None and new is None:
             return
-        if old is not None and old.active:
+        if old is not None:  # even if it has gone: monitors see what it would have been told
             self.outbox.send_signal(peer_of(old), "NameLost", "s", (name,))
         old_name = f"{UNIQUE_PREFIX}{old.id}" if old is not None else ""
         new_name = f"{UNIQUE_PREFIX}{new.id}" if new is not None else ""

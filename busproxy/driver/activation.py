@@ -31,12 +31,13 @@ def _update_activation_environment(call: Call) -> tuple[Any, ...]:
     return ()
 
 
-def _reload_config(call: Call) -> tuple[Any, ...]:
+def _reload_config(call: Call) -> None:
     try:
         call.driver.host.reload()
     except ValueError as error:
         raise MethodError("Failed", str(error)) from error
-    return ()
+    # Answered even if no reply is wanted, as dbus-daemon does.
+    call.driver.outbox.send_reply(call.peer, call.serial, "", ())
 
 
 METHODS = (

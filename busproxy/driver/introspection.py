@@ -7,6 +7,7 @@ path.  A path above the canonical one names the child that leads to it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from busproxy.driver.call import Call, Method
@@ -19,20 +20,35 @@ _DOCTYPE = (
     '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
 )
 
-_SIGNALS = {
+# Signals by interface: name, signature and the names of the arguments, as far as they have one.
+_SIGNALS: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
     DRIVER_INTERFACE: (
-        ("NameOwnerChanged", "sss"),
-        ("NameLost", "s"),
-        ("NameAcquired", "s"),
-        ("ActivatableServicesChanged", ""),
-    )
+        ("NameOwnerChanged", "sss", ()),
+        ("NameLost", "s", ()),
+        ("NameAcquired", "s", ()),
+        ("ActivatableServicesChanged", "", ()),
+    ),
+    "org.freedesktop.DBus.Properties": (
+        (
+            "PropertiesChanged",
+            "sa{sv}as",
+            ("interface_name", "changed_properties", "invalidated_properties"),
+        ),
+    ),
 }
 
 
-def _arguments(signature: str, direction: str | None) -> Iterator[str]:
-    attribute = f'direction="{direction}" ' if direction else ""
+def _arguments(signature: str, direction: str) -> Iterator[str]:
     for type_ in complete_types(signature):
-        yield f'      <arg {attribute}type="{type_}"/>\n'
+        yield f'      <arg direction="{direction}" type="{type_}"/>\n'
+
+
+def _signal(name: str, signature: str, names: tuple[str, ...]) -> str:
+    lines = ""
+    for type_, argument in zip_longest(complete_types(signature), names):
+        attribute = f' name="{argument}"' if argument else ""
+        lines += f'      <arg type="{type_}"{attribute}/>\n'
+    return f'    <signal name="{name}">\n{lines}    </signal>\n'
 
 
 def _method(method: Method) -> str:
@@ -49,8 +65,7 @@ def _interface(name: str, methods: dict[str, Method]) -> str:
                 '      <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>\n'
                 "    </property>\n"
             )
-    for signal, signature in _SIGNALS.get(name, ()):
-        content += f'    <signal name="{signal}">\n{"".join(_arguments(signature, None))}    </signal>\n'
+    content += "".join(_signal(*signal) for signal in _SIGNALS.get(name, ()))
     return f'  <interface name="{name}">\n{content}  </interface>\n'
 
 

@@ -38,7 +38,7 @@ def _hello(call: Call) -> None:
     if peer.connection is not None:
         raise MethodError("Failed", "Already handled an Hello message")
     bus, limits = router.bus, router.limits
-    if len(router.peers) - router.incomplete >= limits.max_completed_connections:
+    if router.active >= limits.max_completed_connections:
         raise MethodError("LimitsExceeded", "The maximum number of active connections has been reached")
     with bus.transaction():
         try:
@@ -69,7 +69,9 @@ def _hello(call: Call) -> None:
         unique_name = f"{UNIQUE_PREFIX}{connection.id}"
         peer.activate(connection, unique_name)
         router.on_activated()
-        call.driver.statistics.connections.rise_to(len(bus.connections))
+        active = router.active
+        call.driver.statistics.on_connected(active, len(bus.names) + active)
+        router.show_hello(call.message)
         call.driver.outbox.send_reply(peer, call.serial, "s", (unique_name,))
 
 
@@ -106,7 +108,10 @@ def _request_name(call: Call) -> tuple[Any, ...]:
             "(increase limits in configuration file if required; "
             f"max_names_per_connection={limit})",
         ) from error
-    call.driver.statistics.names.rise_to(len(call.driver.router.bus.names))
+    router = call.driver.router
+    call.driver.statistics.on_name_acquired(
+        call.peer, len(call.connection.names) + 1, len(router.bus.names) + router.active
+    )
     if result & PRIMARY:
         return (_PRIMARY_OWNER if result & ACQUIRED else _ALREADY_OWNER,)
     return (_IN_QUEUE if result & IN_QUEUE else _EXISTS,)

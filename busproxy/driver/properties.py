@@ -18,13 +18,15 @@ PROPERTIES: dict[str, tuple[str, list[str]]] = {
 
 
 def _check_interface(interface: str) -> None:
-    if interface != DRIVER_INTERFACE:
+    from busproxy.driver import INTERFACES
+
+    if interface not in INTERFACES:
         raise MethodError("UnknownInterface", f'Interface "{interface}" not found')
 
 
 def _check_property(interface: str, name: str) -> None:
     _check_interface(interface)
-    if name not in PROPERTIES:
+    if interface != DRIVER_INTERFACE or name not in PROPERTIES:
         raise MethodError("UnknownProperty", f'Property "{interface}.{name}" not found')
 
 
@@ -37,7 +39,7 @@ def _get(call: Call) -> tuple[Any, ...]:
 def _get_all(call: Call) -> tuple[Any, ...]:
     (interface,) = call.arguments
     _check_interface(interface)
-    return (dict(PROPERTIES),)
+    return (dict(PROPERTIES) if interface == DRIVER_INTERFACE else {},)
 
 
 def _set(call: Call) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.names import find_owner
+from busproxy.driver.outbox import DRIVER_NAME
 from busproxy.router import peer_of
 from busproxy.wire.match_rules import format_match_rule
 
@@ -37,9 +38,22 @@ class Peaks:
         self.serial = 0
         self.connections = Peak()
         self.names = Peak()
+        self.names_per_connection = Peak()
         self.rules = Peak()
         self.rules_per_connection = Peak()
         self.rule_count = 0
+
+    def on_connected(self, count: int, names: int) -> None:
+        """There are `count` active clients and `names` names, unique ones included."""
+        self.connections.rise_to(count)
+        self.names.rise_to(names)
+        self.names_per_connection.rise_to(1)
+
+    def on_name_acquired(self, peer: Peer, own: int, names: int) -> None:
+        """A peer has `own` names, of `names` in all, unique ones included."""
+        peer.peak_names = max(peer.peak_names, own)
+        self.names.rise_to(names)
+        self.names_per_connection.rise_to(own)
 
     def on_match_added(self, peer: Peer) -> None:
         self.rule_count += 1
@@ -68,12 +82,13 @@ def _get_stats(call: Call) -> tuple[Any, ...]:
                 "Serial": peaks.serial,
                 "ActiveConnections": active,
                 "IncompleteConnections": router.incomplete,
-                "PeakActiveConnections": max(peaks.connections.value, active),
                 "MatchRules": peaks.rule_count,
                 "PeakMatchRules": peaks.rules.value,
                 "PeakMatchRulesPerConnection": peaks.rules_per_connection.value,
                 "BusNames": len(router.bus.names) + active,
-                "PeakBusNames": max(peaks.names.value, len(router.bus.names)) + active,
+                "PeakBusNames": max(peaks.names.value, len(router.bus.names) + active),
+                "PeakBusNamesPerConnection": peaks.names_per_connection.value,
+                "PeakActiveConnections": peaks.connections.value,
                 "LostBroadcasts": router.lost_broadcasts,
             }
         ),
@@ -83,9 +98,13 @@ def _get_stats(call: Call) -> tuple[Any, ...]:
 def _get_connection_stats(call: Call) -> tuple[Any, ...]:
     (name,) = call.arguments
     connection = find_owner(call, name)
+    if name == DRIVER_NAME:
+        raise MethodError(
+            "InvalidArgs", f'GetConnectionStats is not meaningful for the message bus "{name}" itself'
+        )
     if connection is None:
         raise MethodError("NameHasNoOwner", f"Could not get statistics of name '{name}': no such name")
-    peer, peaks = peer_of(connection), call.driver.statistics
+    peer, peaks, quota = peer_of(connection), call.driver.statistics, connection.quota
     peaks.serial += 1
     answer: dict[str, tuple[str, Any]] = dict(
         _unsigned(
@@ -94,9 +113,19 @@ def _get_connection_stats(call: Call) -> tuple[Any, ...]:
                 "MatchRules": peer.rules,
                 "PeakMatchRules": peer.peak_rules,
                 "BusNames": len(connection.names) + 1,
-                "IncomingMessages": peer.messages_received,
-                "OutgoingBytes": peer.stream.waiting_bytes,
-                "OutgoingFDs": connection.quota.total_fds,
+                "PeakBusNames": peer.peak_names,
+                # A message is dealt with when it is whole; only a part of one can be waiting.
+                "IncomingMessages": 0,
+                "IncomingBytes": peer.incoming_bytes,
+                "IncomingFDs": peer.incoming_fds,
+                "PeakIncomingBytes": peer.peak_incoming_bytes,
+                "PeakIncomingFDs": peer.peak_incoming_fds,
+                "OutgoingMessages": quota.total_messages,
+                "OutgoingBytes": quota.total_memory,
+                "OutgoingFDs": quota.total_fds,
+                "PeakOutgoingBytes": quota.peak_memory,
+                "PeakOutgoingFDs": quota.peak_fds,
+                "MessagesReceived": peer.messages_received,
                 "OutstandingCalls": connection.outstanding,
                 "Flows": len(peer.flows),
             }

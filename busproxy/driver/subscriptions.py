@@ -103,8 +103,6 @@ def monitor(peer: Peer, call: Call, rules: list[MatchRule]) -> None:
     bus = call.driver.router.bus
     connection = call.connection
     call.driver.router.activation.on_disconnected(peer)
-    for name in reversed(list(connection.names)):
-        bus.name_release(connection, name)
     call.driver.statistics.on_matches_gone(peer.rules)
     peer.subscriptions.clear()
     peer.rules = 0

@@ -334,9 +334,9 @@ class Stream:
         self._receiver.on_failure(error)
 
     @property
-    def waiting_bytes(self) -> int:
-        """Bytes that the socket has not taken yet."""
-        return sum(len(waiting.data) for waiting in self._backlog) + sum(map(len, self.out))
+    def collected(self) -> int:
+        """Bytes of an incomplete message that is being collected."""
+        return self._filled if self._filling is not None else 0
 
     def close(self) -> None:
         """Close the socket and let go of everything that waits."""
