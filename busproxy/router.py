@@ -226,9 +226,7 @@ class Router:
             self.driver.answer_for_itself(message)
             return
         if header.destination == DRIVER_NAME:
-            if peer.connection is not None:
-                self._copy_driver_call(message, peer.connection)
-            self.driver.on_message(message)
+            self._to_driver(message)
             return
         if peer.connection is None:
             peer.disconnect("a message before Hello")
@@ -250,14 +248,20 @@ class Router:
             member=header.member,
         )
 
-    def show_hello(self, message: Incoming) -> None:
-        """Hello is shown to monitors once its sender has a name."""
-        assert message.peer.connection is not None
-        self._copy_driver_call(message, message.peer.connection)
+    def _to_driver(self, message: Incoming) -> None:
+        """Monitors see a call first, eavesdroppers when it has been carried out, both as dbus-daemon does it."""
+        peer, matches = message.peer, self.bus.matches
+        if peer.connection is not None:
+            self.show_to_monitors(message)
+        if self.driver.on_message(message) and peer.connection is not None and not peer.closed:
+            envelope = self._envelope(message, None, to_driver=True)
+            self._copy(message, matches.eavesdropper_audience(envelope), peer.user)
 
-    def _copy_driver_call(self, message: Incoming, sender: Connection) -> None:
-        audience = self.bus.matches.unicast_audience(self._envelope(message, None, to_driver=True))
-        self._copy(message, audience, sender.user)
+    def show_to_monitors(self, message: Incoming) -> None:
+        """Show a message to the driver to monitors; its sender has a name by now."""
+        if self.bus.matches.has_monitors:
+            envelope = self._envelope(message, None, to_driver=True)
+            self._copy(message, self.bus.matches.monitor_audience(envelope), message.peer.user)
 
     def _copy(self, message: Incoming, audience: Audience, user: User, but: Connection | None = None) -> None:
         header = message.header
@@ -321,7 +325,7 @@ class Router:
         except KdbusError as error:
             self._copy_refused(message)
             if auto_start and error.errno != EADDRNOTAVAIL:
-                self.activation.refuse(message, destination)
+                self.activation.start_or_refuse(message, destination)
             else:
                 self.driver.refuse(message, NAME_HAS_NO_OWNER, f'Name "{destination}" does not exist')
             return

@@ -346,6 +346,10 @@ class Matches:
         """Who else receives a message that has a destination."""
         return self._audience((self._eavesdroppers, self._monitors), envelope)
 
+    def eavesdropper_audience(self, envelope: Envelope) -> Audience:
+        """Who but monitors listens to what others send to the bus itself."""
+        return self._audience((self._eavesdroppers,), envelope)
+
     def monitor_audience(self, envelope: Envelope) -> Audience:
         """Which monitors see a message of the bus itself, or a refused one."""
         return self._audience((self._monitors,), envelope)

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pytest.register_assert_rewrite("support")
 
-from support.bus import BUSPROXYD, DBUS_DAEMON, Bus, launch_bus, selected_kinds, start_bus
-from support.compare import Comparison
-from support.programs import missing_packages
+from support.bus import BUSPROXYD, DBUS_DAEMON, Bus, launch_bus, selected_kinds, start_bus  # noqa: E402
+from support.compare import Comparison  # noqa: E402
+from support.programs import missing_packages  # noqa: E402
 
 RUNNING: list[Bus] = []
 

@@ -14,7 +14,7 @@ the launcher's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from busproxy.activation.launcher import LaunchError, Launcher
@@ -34,6 +34,8 @@ SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
 TIMED_OUT = "org.freedesktop.DBus.Error.TimedOut"
 
 SYSTEMD_NAME = "org.freedesktop.systemd1"
+SYSTEMD_PATH = "/org/freedesktop/systemd1"
+SYSTEMD_MANAGER = "org.freedesktop.systemd1.Manager"
 SYSTEMD_INTERFACE = "org.freedesktop.systemd1.Activator"
 
 STARTED = 1  # StartServiceByName: the service was started
@@ -70,8 +72,12 @@ def _copy(message: Incoming) -> Incoming:
 class Activation:
     """All activatable services of a bus."""
 
-    def __init__(self, router: Router, launcher: Launcher, *, systemd: bool) -> None:
+    def __init__(
+        self, router: Router, launcher: Launcher, rescan: Callable[[], None], *, systemd: bool
+    ) -> None:
         self._router = router
+        self._rescan = rescan
+        self._told_environment: dict[str, str] = {}
         self._launcher = launcher
         self._systemd = systemd
         self._services: dict[str, ServiceFile] = {}
@@ -109,19 +115,47 @@ class Activation:
             router.driver.outbox.broadcast("ActivatableServicesChanged", "", ())
 
     def offers(self, name: str) -> bool:
+        """Whether the service files provide this name; looks again before saying no."""
+        if name not in self._services:
+            self._rescan()
         return name in self._services
 
     def names(self) -> list[str]:
+        """Every name that can be activated now."""
+        self._rescan()
         return list(self._services)
 
     def update_environment(self, variables: Mapping[str, str]) -> None:
         """Start services with these variables from now on (UpdateActivationEnvironment)."""
         self._launcher.environment.update(variables)
+        if self._systemd:
+            self._told_environment.update(variables)
+            self._tell_environment()
+
+    def _tell_environment(self) -> None:
+        """systemd starts services too; it is told when it is there."""
+        owner = self._router.bus.names.owner(SYSTEMD_NAME)
+        if owner is None or not self._told_environment:
+            return
+        assignments = [f"{name}={value}" for name, value in self._told_environment.items()]
+        self._told_environment.clear()
+        self._router.driver.outbox.send_call(
+            peer_of(owner),
+            SYSTEMD_PATH,
+            SYSTEMD_MANAGER,
+            "SetEnvironment",
+            "as",
+            (assignments,),
+            destination=SYSTEMD_NAME,
+        )
 
     # What asks for a start
 
-    def refuse(self, message: Incoming, name: str) -> None:
-        """A message to a name that nobody owns or offers."""
+    def start_or_refuse(self, message: Incoming, name: str) -> None:
+        """A message to a name that nobody owns and nobody was known to offer."""
+        if self.offers(name):
+            self.start_for(message, name)
+            return
         self._router.driver.refuse(
             message, SERVICE_UNKNOWN, f"The name {name} was not provided by any .service files"
         )
@@ -172,7 +206,9 @@ class Activation:
                 f"Failed to activate service '{name}': timed out (service_start_timeout={timeout}ms)",
             ),
         )
-        if self._systemd and start.service.systemd_service and name != SYSTEMD_NAME:
+        if self._systemd and name == SYSTEMD_NAME:
+            pass  # it will come by itself
+        elif self._systemd and start.service.systemd_service:
             self._ask_systemd(start)
         else:
             router.poller.hurry()
@@ -199,6 +235,7 @@ class Activation:
                 "s",
                 (start.service.systemd_service,),
                 interface=SYSTEMD_INTERFACE,
+                destination=SYSTEMD_NAME,
             )
 
     def on_systemd_signal(self, message: Incoming) -> None:
@@ -223,6 +260,7 @@ class Activation:
     def on_name_acquired(self, name: str, owner: Connection) -> None:
         """A name has a new owner: what was held for it goes there."""
         if name == SYSTEMD_NAME and self._systemd:
+            self._tell_environment()
             for start in list(self._starts.values()):
                 if start.service.systemd_service and start.name != name:
                     self._ask_systemd(start)

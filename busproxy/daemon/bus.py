@@ -20,6 +20,7 @@ from busproxy.activation.service_files import (
     ServiceFile,
     ServiceFileError,
     load_service_directories,
+    prepare_transient_service_directory,
     standard_session_service_directories,
     standard_system_service_directories,
     transient_session_service_directory,
@@ -82,7 +83,12 @@ class EmbeddedBus:
         launcher = Launcher(
             os.environ, bus_type=config.type, address=address, helper=config.servicehelper
         )
-        self.activation = Activation(self.router, launcher, systemd=systemd_activation)
+        self._service_directories: list[str] = []
+        self._strict_directories: set[str] = set()
+        self._scanned: list[int] = []
+        self.activation = Activation(
+            self.router, launcher, self._rescan_services, systemd=systemd_activation
+        )
         self._acceptor = Acceptor(loop, listeners, self._on_client, self._is_full, log)
         self.router.on_incomplete_change = self._acceptor.review
         self._apply(config)
@@ -146,7 +152,8 @@ class EmbeddedBus:
         if "DBUS_COOKIE_SHA1" in mechanisms:
             mechanisms = self._with_cookies(mechanisms, required="DBUS_COOKIE_SHA1" in named)
         self._mechanisms = mechanisms
-        self.activation.load(self._load_services(config))
+        self._find_service_directories(config)
+        self._load_services()
 
     def _with_cookies(self, mechanisms: tuple[str, ...], *, required: bool) -> tuple[str, ...]:
         """Offer cookies if asked for by name; EXTERNAL is what unix sockets want otherwise."""
@@ -161,7 +168,9 @@ class EmbeddedBus:
             self._cookies = Keyring(Path(home) / ".dbus-keyrings")
         return mechanisms
 
-    def _load_services(self, config: BusConfig) -> dict[str, ServiceFile]:
+    # Services
+
+    def _find_service_directories(self, config: BusConfig) -> None:
         directories: list[str] = []
         strict: set[str] = set()
         for entry in config.service_dirs:
@@ -170,6 +179,10 @@ class EmbeddedBus:
                     assert entry.path is not None
                     directories.append(entry.path)
                 case ServiceDirKind.STANDARD_SESSION:
+                    try:
+                        prepare_transient_service_directory(os.environ)
+                    except OSError as error:
+                        self._log.warning("no services of this session only: %s", error)
                     directories += standard_session_service_directories(os.environ)
                     transient = transient_session_service_directory(os.environ)
                     if transient is not None:
@@ -178,7 +191,31 @@ class EmbeddedBus:
                     directories += standard_system_service_directories()
                 case unreachable:
                     assert_never(unreachable)
-        return load_service_directories(directories, strict=strict, on_problem=self._on_bad_service)
+        self._service_directories = directories
+        self._strict_directories = strict
+
+    def _load_services(self) -> None:
+        self._scanned = self._times()
+        self.activation.load(
+            load_service_directories(
+                self._service_directories, strict=self._strict_directories, on_problem=self._on_bad_service
+            )
+        )
+
+    def _rescan_services(self) -> None:
+        """Look for services again where a directory has changed."""
+        if self._times() != self._scanned:
+            self._load_services()
+
+    def _times(self) -> list[int]:
+        """When each directory was changed, in nanoseconds; 0 for one that is not there."""
+        times = []
+        for directory in self._service_directories:
+            try:
+                times.append(os.stat(directory).st_mtime_ns)
+            except OSError:
+                times.append(0)
+        return times
 
     def _on_bad_service(self, problem: ServiceFileError) -> None:
         self._log.warning("%s", problem)

@@ -85,24 +85,25 @@ class Driver:
 
     # Messages to the driver
 
-    def on_message(self, message: Incoming) -> None:
-        """Deal with a message whose destination is the driver."""
+    def on_message(self, message: Incoming) -> bool:
+        """Deal with a message whose destination is the driver; False: it was refused."""
         header = message.header
         if header.type > MessageType.SIGNAL:
             self.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
         elif header.type == MessageType.SIGNAL:
             self.router.activation.on_systemd_signal(message)
         if header.type != MessageType.METHOD_CALL:
-            return
+            return header.type <= MessageType.SIGNAL
         call = Call(self, message)
         try:
             method = self._find(call)
             values = method.handler(call)
         except MethodError as error:
             self.refuse(message, error.name, error.text)
-            return
+            return False
         if values is not None:
             self.reply(message, method, values)
+        return True
 
     def reply(self, message: Incoming, method: Method, values: Sequence[Any]) -> None:
         """Answer a call; one without results is only acknowledged to who wants to know."""

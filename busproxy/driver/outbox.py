@@ -100,23 +100,51 @@ class Outbox:
         values: Sequence[Any],
         *,
         interface: str = DRIVER_INTERFACE,
-        path: str = DRIVER_PATH,
+        destination: str | None = None,
     ) -> None:
-        """Send a signal to one peer."""
+        """Send a signal to one peer, addressed to its unique name or to another `destination`."""
         body = marshal(signature, values)
         message = build_message(
             MessageType.SIGNAL,
             peer.next_serial(),
             flags=NO_REPLY_EXPECTED,
-            path=path,
+            path=DRIVER_PATH,
             interface=interface,
             member=member,
-            destination=peer.unique_name,
+            destination=destination or peer.unique_name,
             signature=signature,
             sender=DRIVER_NAME,
             body=body,
         )
-        envelope = Envelope(MessageType.SIGNAL, path=path, interface=interface, member=member)
+        envelope = Envelope(MessageType.SIGNAL, path=DRIVER_PATH, interface=interface, member=member)
+        self._send(peer, message, envelope, signature, body)
+
+    def send_call(
+        self,
+        peer: Peer,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        values: Sequence[Any],
+        *,
+        destination: str,
+    ) -> None:
+        """Call a method of a peer and want no answer."""
+        body = marshal(signature, values)
+        message = build_message(
+            MessageType.METHOD_CALL,
+            peer.next_serial(),
+            flags=NO_REPLY_EXPECTED,
+            path=path,
+            interface=interface,
+            member=member,
+            destination=destination,
+            signature=signature,
+            sender=DRIVER_NAME,
+            body=body,
+        )
+        envelope = Envelope(MessageType.METHOD_CALL, path=path, interface=interface, member=member)
         self._send(peer, message, envelope, signature, body)
 
     def broadcast(self, member: str, signature: str, values: Sequence[Any]) -> None:

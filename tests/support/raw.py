@@ -212,7 +212,8 @@ class RawClient:
         if fds:
             sent = socket.send_fds(self.socket, [data], list(fds))
             data = data[sent:]
-        self.socket.sendall(data)
+        if data:
+            self.socket.sendall(data)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> int:
         """Send a message, with the next serial unless it has one; returns the serial."""

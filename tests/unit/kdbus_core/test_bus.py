@@ -1,0 +1,420 @@
+"""The bus: connections come and go, destinations are found, and others are told in one order."""
+
+from __future__ import annotations
+
+from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EMFILE, ENXIO, EPERM, EREMCHG, ESRCH
+
+import pytest
+from broker_world import OWNER, STRANGER, Recorder, World, assert_refers_to_nothing, kinds, refused
+
+from kdbus_core import Connection, Credentials, Endpoint, KdbusError
+from kdbus_core.abi import HelloFlag, MakeFlag
+from kdbus_core.matches import Rule
+from kdbus_core.names import ALLOW_REPLACEMENT, PRIMARY, QUEUE, REPLACE_EXISTING
+from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
+
+NAME = "org.example.Name"
+ROOT = Credentials(uid=0, gid=0)
+FAKED = Credentials(uid=3000, gid=3000, pid=77)
+
+
+# HELLO
+
+
+def test_a_new_connection_is_active_and_known_by_its_number() -> None:
+    world = World()
+    connection = world.connect()
+    assert connection.active
+    assert world.bus.connections == {connection.id: connection}
+    assert world.bus.resolve(id=connection.id) is connection
+
+
+def test_numbers_of_connections_rise_and_are_never_used_again() -> None:
+    world = World()
+    first = world.connect()
+    world.bus.disconnect(first)
+    assert world.connect().id > first.id
+
+
+@pytest.mark.parametrize("flags", [HelloFlag(0), HelloFlag.ACCEPT_FD, HelloFlag.ACTIVATOR])
+def test_a_new_connection_is_announced(flags: HelloFlag) -> None:
+    world = World()
+    connection = world.connect(flags=flags)
+    assert world.take_news() == [IdAdd(connection)]
+
+
+def test_a_monitor_comes_and_goes_without_a_word() -> None:
+    world = World()
+    monitor = world.connect_monitor()
+    assert world.bus.monitors == [monitor]
+    assert monitor.is_monitor
+    world.bus.disconnect(monitor)
+    assert not world.bus.monitors
+    assert not world.news
+
+
+@pytest.mark.parametrize("flags", [HelloFlag.ACTIVATOR, HelloFlag.MONITOR])
+@pytest.mark.parametrize("privileged", [True, False])
+def test_only_an_owner_may_be_a_monitor_or_an_activator(flags: HelloFlag, privileged: bool) -> None:
+    world = World()
+    with refused(EPERM):
+        world.connect(STRANGER, flags=flags)
+    assert world.connect(OWNER if not privileged else STRANGER, flags=flags, privileged=privileged).active
+
+
+@pytest.mark.parametrize("credentials", [STRANGER, ROOT, Credentials()])
+def test_only_an_owner_may_speak_for_others(credentials: Credentials) -> None:
+    world = World()
+    with refused(EPERM):
+        world.connect(credentials, faked=FAKED)
+    assert not world.bus.connections
+    assert not world.news
+    assert not world.domain._users
+
+
+def test_the_privileged_are_owners_too() -> None:
+    connection = World().connect(ROOT, faked=FAKED, privileged=True)
+    assert connection.faked == FAKED
+    assert connection.credentials == ROOT
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_on_a_custom_endpoint_nobody_is_an_owner(privileged: bool) -> None:
+    world = World()
+    custom = Endpoint(world.bus, "custom", MakeFlag.ACCESS_WORLD)
+    with refused(EPERM):
+        world.connect(endpoint=custom, faked=FAKED, privileged=privileged)
+    with refused(EPERM):
+        world.connect(endpoint=custom, flags=HelloFlag.MONITOR, privileged=privileged)
+    assert world.connect(endpoint=custom, privileged=privileged).endpoint is custom
+
+
+def test_a_connection_is_charged_to_whom_it_speaks_for() -> None:
+    world = World()
+    own, spoken_for = world.connect(), world.connect(faked=FAKED)
+    assert (own.user.uid, spoken_for.user.uid) == (1000, 3000)
+    assert (own.user.connections, spoken_for.user.connections) == (1, 1)
+
+
+def test_connections_of_one_user_are_counted_and_limited() -> None:
+    world = World()
+    first = world.connect(faked=FAKED, max_connections=2)
+    world.connect(faked=FAKED, max_connections=2)
+    world.news.clear()
+    with refused(EMFILE):
+        world.connect(faked=FAKED, max_connections=2)
+    assert first.user.connections == 2
+    assert not world.news
+    world.connect(max_connections=2)
+    world.bus.disconnect(first)
+    assert world.connect(faked=FAKED, max_connections=2).active
+
+
+def test_without_a_limit_a_user_has_as_many_connections_as_it_wants() -> None:
+    world = World()
+    connections = [world.connect() for _ in range(300)]
+    assert connections[0].user.connections == 300
+
+
+def test_a_connection_is_shown_by_its_number() -> None:
+    world = World()
+    assert repr(world.connect()) == "Connection(2)"
+
+
+def test_a_refusal_says_what_was_refused_and_as_which_errno() -> None:
+    world = World()
+    with pytest.raises(KdbusError, match=r"^ESRCH: nobody owns 'org\.example\.Name'$"):
+        world.bus.resolve(name=NAME)
+    assert str(KdbusError(99999, "why")) == "99999: why"
+
+
+# Ending a connection
+
+
+def test_after_a_disconnect_nothing_refers_to_the_connection() -> None:
+    world = World()
+    gone, other = world.connect_many(2)
+    world.bus.name_acquire(gone, NAME, 0)
+    world.bus.match_add(gone, 1, Rule())
+    world.open_request(gone, other, 1)
+    world.bus.disconnect(gone)
+    assert_refers_to_nothing(gone)
+    world.bus.disconnect(other)
+    world.assert_holds_nothing()
+
+
+def test_a_second_disconnect_does_nothing() -> None:
+    world = World()
+    gone, other = world.connect_many(2)
+    world.bus.disconnect(gone)
+    world.news.clear()
+    world.bus.disconnect(gone)
+    assert not world.news
+    assert other.user.connections == 1
+
+
+def test_others_learn_of_names_then_of_the_connection_then_of_lost_replies() -> None:
+    world = World()
+    gone, heir, caller = world.connect_many(3)
+    world.bus.name_acquire(gone, "org.example.Z", 0)
+    world.bus.name_acquire(gone, "org.example.A", ALLOW_REPLACEMENT)
+    world.bus.name_acquire(heir, "org.example.A", QUEUE)
+    world.open_request(caller, gone, 4)
+    world.news.clear()
+    world.bus.disconnect(gone)
+    assert world.take_news() == [
+        NameChange("org.example.Z", gone, PRIMARY, None, 0),
+        NameChange("org.example.A", gone, ALLOW_REPLACEMENT | PRIMARY, heir, QUEUE | PRIMARY),
+        IdRemove(gone),
+        ReplyDead(caller, 4),
+    ]
+
+
+def test_when_others_learn_of_a_disconnect_it_is_complete() -> None:
+    world = World()
+    gone, heir = world.connect_many(2)
+    world.bus.name_acquire(gone, NAME, 0)
+    world.bus.name_acquire(heir, NAME, QUEUE)
+    world.bus.match_add(gone, 1, Rule())
+    seen: list[tuple[object, ...]] = []
+
+    def look(_: Notification) -> None:
+        users = world.domain.user(1000).connections
+        seen.append((gone.id in world.bus.connections, gone.names, gone.matches, users))
+
+    world.bus.observers.append(look)
+    world.bus.disconnect(gone)
+    assert seen == [(False, {}, {}, 1)] * 2
+
+
+def test_a_user_is_forgotten_with_its_last_connection() -> None:
+    world = World()
+    first, second = world.connect(STRANGER), world.connect(STRANGER)
+    account = first.user
+    assert second.user is account
+    world.bus.disconnect(first)
+    assert world.domain.user(2000) is account
+    world.bus.disconnect(second)
+    world.assert_holds_nothing()
+
+
+# Monitors made of ordinary connections
+
+
+def test_who_becomes_a_monitor_gives_up_everything_as_if_it_had_gone() -> None:
+    world = World()
+    watcher, heir, caller = world.connect_many(3)
+    world.bus.name_acquire(watcher, NAME, 0)
+    world.bus.name_acquire(heir, NAME, QUEUE)
+    world.bus.match_add(watcher, 1, Rule(eavesdrop=True))
+    world.open_request(caller, watcher, 9)
+    world.news.clear()
+    world.bus.become_monitor(watcher)
+    assert world.take_news() == [
+        IdRemove(watcher),
+        NameChange(NAME, watcher, PRIMARY, heir, QUEUE | PRIMARY),
+        ReplyDead(caller, 9),
+    ]
+    assert (watcher.names, watcher.matches, watcher.match_count) == ({}, {}, 0)
+    assert world.bus.monitors == [watcher]
+    assert watcher.active
+    assert watcher.is_monitor
+    assert watcher.user.connections == 3
+
+
+def test_who_became_a_monitor_goes_without_a_word() -> None:
+    world = World()
+    (watcher,) = world.connect_many(1)
+    world.bus.become_monitor(watcher)
+    world.bus.match_add(watcher, 1, Rule())
+    world.news.clear()
+    world.bus.disconnect(watcher)
+    assert not world.news
+    assert_refers_to_nothing(watcher)
+    world.assert_holds_nothing()
+
+
+# Destinations
+
+
+def test_an_unknown_number_leads_nowhere() -> None:
+    world = World()
+    (gone,) = world.connect_many(1)
+    world.bus.disconnect(gone)
+    for id in (0, -1, world.bus.id, gone.id, gone.id + 1, 2**64 - 1):
+        with refused(ENXIO):
+            world.bus.resolve(id=id)
+
+
+def test_monitors_and_activators_cannot_be_reached_by_number() -> None:
+    world = World()
+    became = world.connect()
+    world.bus.become_monitor(became)
+    for connection in (world.connect_monitor(), world.connect_activator(NAME), became):
+        with refused(ENXIO):
+            world.bus.resolve(id=connection.id)
+
+
+def test_a_name_leads_to_the_head_of_its_queue() -> None:
+    world = World()
+    owner, waiting = world.connect_many(2)
+    world.bus.name_acquire(owner, NAME, ALLOW_REPLACEMENT | QUEUE)
+    world.bus.name_acquire(waiting, NAME, QUEUE)
+    assert world.bus.resolve(name=NAME) is owner
+    world.bus.name_acquire(waiting, NAME, REPLACE_EXISTING)
+    assert world.bus.resolve(name=NAME) is waiting
+
+
+def test_a_name_that_nobody_has_leads_nowhere() -> None:
+    world = World()
+    for name in (NAME, "", "not a name"):
+        with refused(ESRCH):
+            world.bus.resolve(name=name)
+
+
+def test_a_name_without_owner_leads_to_its_activator_unless_nothing_shall_be_started() -> None:
+    world = World()
+    activator = world.connect_activator(NAME)
+    assert world.bus.resolve(name=NAME) is activator
+    with refused(EADDRNOTAVAIL):
+        world.bus.resolve(name=NAME, auto_start=False)
+    owner = world.connect()
+    world.bus.name_acquire(owner, NAME, 0)
+    assert world.bus.resolve(name=NAME, auto_start=False) is owner
+
+
+def test_with_a_name_and_a_number_the_owner_has_to_have_that_number() -> None:
+    world = World()
+    owner, other = world.connect_many(2)
+    activator = world.connect_activator("org.example.Offered")
+    world.bus.name_acquire(owner, NAME, 0)
+    assert world.bus.resolve(id=owner.id, name=NAME) is owner
+    assert world.bus.resolve(id=activator.id, name="org.example.Offered") is activator
+    with refused(EREMCHG):
+        world.bus.resolve(id=other.id, name=NAME)
+    with refused(EREMCHG):
+        world.bus.resolve(id=other.id, name="org.example.Offered", auto_start=False)
+    with refused(ESRCH):
+        world.bus.resolve(id=owner.id, name="org.example.Nobody")
+
+
+def test_a_connection_reaches_itself() -> None:
+    world = World()
+    (me,) = world.connect_many(1)
+    world.bus.name_acquire(me, NAME, 0)
+    assert world.bus.resolve(id=me.id) is world.bus.resolve(name=NAME) is me
+
+
+# The order of notifications
+
+
+def test_what_a_command_causes_has_been_told_when_it_returns() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    world.bus.name_acquire(first, NAME, ALLOW_REPLACEMENT)
+    assert len(world.take_news()) == 1
+    world.bus.name_acquire(second, NAME, REPLACE_EXISTING)
+    assert len(world.take_news()) == 1
+    world.bus.name_release(second, NAME)
+    assert len(world.take_news()) == 1
+
+
+def test_every_observer_is_told_and_the_requester_alone_of_its_reply() -> None:
+    world = World()
+    seen: list[Notification] = []
+    world.bus.observers.append(seen.append)
+    requester_log: list[Notification] = []
+    requester = world.bus.hello(world.bus.endpoint, Recorder(requester_log), OWNER)
+    other, gone = world.connect_many(2)
+    seen.clear()
+    world.open_request(requester, gone, 1)
+    world.open_request(requester, other, 2, 10)
+    world.bus.disconnect(gone)
+    world.bus.expire_replies(10)
+    assert requester_log == [ReplyDead(requester, 1), ReplyTimeout(requester, 2)]
+    assert seen == world.news == [IdRemove(gone)]
+
+
+def test_in_a_transaction_nothing_is_told_before_the_end() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    with world.bus.transaction():
+        world.bus.name_acquire(first, NAME, QUEUE)
+        third = world.connect()
+        with world.bus.transaction():
+            world.bus.name_acquire(second, NAME, QUEUE)
+            world.bus.name_release(first, NAME)
+        world.bus.expire_replies(10)
+        assert not world.news
+    flags = QUEUE | PRIMARY
+    assert world.take_news() == [
+        NameChange(NAME, None, 0, first, flags),
+        IdAdd(third),
+        NameChange(NAME, first, flags, second, flags),
+    ]
+
+
+def test_what_happened_is_told_even_if_a_later_part_of_the_transaction_is_refused() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+
+    def command() -> None:
+        with world.bus.transaction():
+            world.bus.name_acquire(first, NAME, 0)
+            world.bus.name_acquire(second, NAME, 0)
+
+    with refused(EEXIST):
+        command()
+    assert kinds(world.take_news()) == [NameChange]
+    world.bus.name_release(first, NAME)
+    assert kinds(world.take_news()) == [NameChange]
+
+
+def test_a_refused_command_tells_nothing() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    world.bus.name_acquire(first, NAME, 0)
+    world.news.clear()
+    with refused(EEXIST):
+        world.bus.name_acquire(second, NAME, 0)
+    with refused(EADDRINUSE):
+        world.bus.name_release(second, NAME)
+    assert not world.news
+
+
+def test_what_an_observer_causes_is_told_after_what_it_was_told() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    world.bus.name_acquire(second, "org.example.Second", 0)
+
+    def follow(notification: Notification) -> None:
+        if notification == IdRemove(first):
+            world.bus.disconnect(second)
+
+    world.bus.observers.append(follow)
+    world.news.clear()
+    world.bus.disconnect(first)
+    assert world.take_news() == [
+        IdRemove(first),
+        NameChange("org.example.Second", second, PRIMARY, None, 0),
+        IdRemove(second),
+    ]
+
+
+def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
+    world = World()
+
+    class Leaver:
+        connection: Connection
+
+        def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
+            world.bus.disconnect(self.connection)
+
+    leaver = Leaver()
+    leaver.connection = world.bus.hello(world.bus.endpoint, leaver, OWNER)
+    (gone,) = world.connect_many(1)
+    world.open_request(leaver.connection, gone, 1)
+    world.open_request(leaver.connection, gone, 2)
+    world.bus.disconnect(gone)
+    assert world.take_news() == [IdRemove(gone), IdRemove(leaver.connection)]
+    world.assert_holds_nothing()

@@ -1,0 +1,122 @@
+"""A domain: numbers, names of buses, and the users' accounts."""
+
+from __future__ import annotations
+
+from errno import EEXIST, EINVAL, EMFILE
+
+import pytest
+from broker_world import OWNER, STRANGER, World, refused, zeros
+
+from kdbus_core import Credentials, Domain
+from kdbus_core.abi import MakeFlag
+from kdbus_core.domain import is_valid_node_name
+
+
+@pytest.mark.parametrize("name", ["a", "0", "_", "bus", "1000-user", "a.b", "a-.b", "_a_", "a" * 63])
+def test_these_are_names_of_nodes(name: str) -> None:
+    assert is_valid_node_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "-", ".", "..", "-a", "a-", ".a", "a.", "a/b", "a b", "a\0", "a\n", "\u00e4", "\u0661", "a" * 64],
+)
+def test_these_are_not_names_of_nodes(name: str) -> None:
+    assert not is_valid_node_name(name)
+
+
+def test_buses_and_connections_are_numbered_from_one_counter() -> None:
+    world = World()
+    first = world.connect()
+    other_bus = world.domain.make_bus("1000-other", OWNER)
+    second = world.connect()
+    assert (world.bus.id, first.id, other_bus.id, second.id) == (1, 2, 3, 4)
+
+
+def test_a_bus_is_found_under_its_name() -> None:
+    domain = Domain(zeros)
+    bus = domain.make_bus("1000-test", OWNER, MakeFlag.ACCESS_GROUP)
+    assert domain.buses == {"1000-test": bus}
+    assert (bus.name, bus.owner, bus.domain) == ("1000-test", OWNER, domain)
+    assert bus.endpoint.name == "bus"
+    assert bus.endpoint.access == MakeFlag.ACCESS_GROUP
+    assert bus.endpoint.is_default
+
+
+def test_a_bus_may_be_entered_by_its_owner_alone_unless_told_otherwise() -> None:
+    assert Domain(zeros).make_bus("1000-test", OWNER).endpoint.access == MakeFlag(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["test", "1000", "1000-", "1000test", "2000-test", "01000-test", "1000-a/b", ""]
+)
+def test_a_bus_is_named_after_its_maker(name: str) -> None:
+    domain = Domain(zeros)
+    with refused(EINVAL):
+        domain.make_bus(name, OWNER)
+    assert not domain.buses
+
+
+def test_two_buses_have_two_names() -> None:
+    world = World()
+    with refused(EEXIST):
+        world.domain.make_bus("1000-test", OWNER)
+    assert world.domain.buses == {"1000-test": world.bus}
+
+
+def test_a_user_has_sixteen_buses() -> None:
+    domain = Domain(zeros)
+    for number in range(16):
+        domain.make_bus(f"1000-{number}", OWNER)
+    with refused(EMFILE):
+        domain.make_bus("1000-more", OWNER)
+    assert "1000-more" not in domain.buses
+    domain.make_bus("2000-more", STRANGER)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0xA5])
+def test_a_bus_has_a_random_uuid(byte: int) -> None:
+    asked: list[int] = []
+
+    def random_bytes(count: int) -> bytes:
+        asked.append(count)
+        return bytes([byte]) * count
+
+    id128 = Domain(random_bytes).make_bus("1000-test", OWNER).id128
+    assert asked == [16]
+    assert len(id128) == 16
+    assert id128[6] >> 4 == 4
+    assert id128[8] >> 6 == 0b10
+    assert id128[:6] + id128[7:8] + id128[9:] == bytes([byte]) * 14
+    assert id128[6] & 0x0F == byte & 0x0F
+    assert id128[8] & 0x3F == byte & 0x3F
+
+
+def test_each_uid_has_one_account_and_the_unknown_have_one_together() -> None:
+    domain = Domain(zeros)
+    assert domain.user(1) is domain.user(1)
+    assert domain.user(1) is not domain.user(2)
+    assert domain.user(None) is domain.user(None)
+    assert domain.user(None) is not domain.user(0)
+    assert repr(domain.user(7)) == "User(7)"
+
+
+def test_an_account_is_kept_while_it_has_connections() -> None:
+    world = World()
+    connection = world.connect(STRANGER)
+    world.domain.forget_user(connection.user)
+    assert world.domain.user(2000) is connection.user
+
+
+def test_the_account_of_the_unknown_is_not_the_one_of_the_bus_itself() -> None:
+    world = World()
+    assert world.connect(Credentials()).user is not world.bus.kernel_user
+
+
+@pytest.mark.parametrize(
+    ("uid", "privileged", "expected"),
+    [(1000, False, True), (2000, False, False), (0, False, False), (2000, True, True), (None, False, False)],
+)
+def test_who_is_an_owner(uid: int | None, privileged: bool, expected: bool) -> None:
+    endpoint = World().bus.endpoint
+    assert endpoint.is_owner(Credentials(uid=uid), privileged=privileged) is expected

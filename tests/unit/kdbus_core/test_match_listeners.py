@@ -1,0 +1,206 @@
+"""The kinds of listener, each of which hears a message once, and what is left when rules go."""
+
+from __future__ import annotations
+
+from errno import EBADSLT, EMFILE
+
+import pytest
+from broker_world import World, listening_to, receivers, refused, signal
+
+from kdbus_core.connection import Limits
+from kdbus_core.matches import DRIVER, EMPTY_AUDIENCE, ArgumentTest, Rule
+
+ANYTHING = Rule()
+FIRST_X = (ArgumentTest(0, "string", "x"),)
+
+
+# Each receiver once
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (ANYTHING, ANYTHING),
+        (ANYTHING, Rule(member="M"), Rule(path_namespace="/"), Rule(path_namespace="/a")),
+        (ANYTHING, Rule(arguments=FIRST_X)),
+        (Rule(arguments=FIRST_X), ANYTHING),
+        (Rule(arguments=FIRST_X), Rule(arguments=FIRST_X)),
+        (Rule(arguments=FIRST_X), Rule(member="M", arguments=FIRST_X)),
+        (Rule(arguments=(ArgumentTest(0, "namespace", "x"),)), Rule(arguments=FIRST_X)),
+        (Rule(arguments=(ArgumentTest(0, "path", "x"),)), Rule(arguments=FIRST_X)),
+        (ANYTHING, Rule(eavesdrop=True)),
+        (Rule(sender="org.example.A"), Rule(sender="org.example.B"), Rule(sender=2)),
+    ],
+)
+def test_a_connection_hears_a_message_once_however_many_rules_hold(rules: tuple[Rule, ...]) -> None:
+    world = World()
+    (sender,) = world.connect_many(1)
+    world.bus.name_acquire(sender, "org.example.A", 0)
+    world.bus.name_acquire(sender, "org.example.B", 0)
+    listener, other = world.connect_many(2)
+    for cookie, rule in enumerate(rules):
+        world.bus.match_add(listener, cookie, rule)
+        world.bus.match_add(other, cookie, rule)
+    heard = receivers(world.bus.matches.broadcast_audience(signal(sender)), ("s", "x"))
+    assert sorted(connection.id for connection in heard) == [listener.id, other.id]
+
+
+# The three kinds of listener
+
+
+def test_a_subscriber_hears_broadcasts_only() -> None:
+    world = World()
+    sender, destination = world.connect_many(2)
+    listener = listening_to(world, ANYTHING)
+    matches = world.bus.matches
+    message = signal(sender, destination=destination)
+    assert receivers(matches.broadcast_audience(signal(sender))) == [listener]
+    assert receivers(matches.unicast_audience(message)) == []
+    assert receivers(matches.eavesdropper_audience(message)) == []
+    assert receivers(matches.monitor_audience(message)) == []
+
+
+def test_an_eavesdropper_hears_broadcasts_and_what_is_sent_to_others() -> None:
+    world = World()
+    sender, destination = world.connect_many(2)
+    listener = listening_to(world, Rule(eavesdrop=True))
+    matches = world.bus.matches
+    message = signal(sender, destination=destination)
+    assert receivers(matches.broadcast_audience(signal(sender))) == [listener]
+    assert receivers(matches.unicast_audience(message)) == [listener]
+    assert receivers(matches.eavesdropper_audience(message)) == [listener]
+    assert receivers(matches.monitor_audience(message)) == []
+
+
+@pytest.mark.parametrize("eavesdrop", [True, False])
+def test_a_monitor_hears_everything_with_or_without_eavesdropping(eavesdrop: bool) -> None:
+    world = World()
+    sender, destination = world.connect_many(2)
+    monitor = world.connect_monitor()
+    world.bus.match_add(monitor, 1, Rule(eavesdrop=eavesdrop))
+    matches = world.bus.matches
+    message = signal(sender, destination=destination)
+    assert receivers(matches.broadcast_audience(signal(sender))) == [monitor]
+    assert receivers(matches.unicast_audience(message)) == [monitor]
+    assert receivers(matches.eavesdropper_audience(message)) == []
+    assert receivers(matches.monitor_audience(message)) == [monitor]
+
+
+def test_a_monitor_hears_only_what_its_rules_say() -> None:
+    world = World()
+    monitor = world.connect_monitor()
+    world.bus.match_add(monitor, 1, Rule(member="M", arguments=FIRST_X))
+    seen = world.bus.matches.monitor_audience
+    assert receivers(seen(signal(None)), ("s", "x")) == [monitor]
+    assert receivers(seen(signal(None)), ("s", "y")) == []
+    assert receivers(seen(signal(None, member="N")), ("s", "x")) == []
+
+
+def test_there_are_monitors_while_a_monitor_has_a_rule() -> None:
+    world = World()
+    listening_to(world, Rule(eavesdrop=True))
+    monitor = world.connect_monitor()
+    answers = [world.bus.matches.has_monitors]
+    world.bus.match_add(monitor, 1, ANYTHING)
+    answers.append(world.bus.matches.has_monitors)
+    world.bus.match_remove(monitor, 1)
+    answers.append(world.bus.matches.has_monitors)
+    assert answers == [False, True, False]
+
+
+def test_an_ordinary_connection_that_becomes_a_monitor_starts_without_rules() -> None:
+    world = World()
+    listener = listening_to(world, ANYTHING)
+    world.bus.match_add(listener, 2, Rule(eavesdrop=True))
+    world.bus.become_monitor(listener)
+    assert listener.match_count == 0
+    assert world.bus.matches.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
+    world.bus.match_add(listener, 1, ANYTHING)
+    assert receivers(world.bus.matches.monitor_audience(signal(None))) == [listener]
+
+
+# Adding and removing
+
+
+def test_what_is_under_a_cookie_goes_together() -> None:
+    world = World()
+    (listener,) = world.connect_many(1)
+    world.bus.match_add(listener, 7, Rule(member="M"))
+    world.bus.match_add(listener, 7, Rule(member="N"))
+    world.bus.match_add(listener, 8, Rule(member="O"))
+    assert listener.match_count == 3
+    world.bus.match_remove(listener, 7)
+    assert listener.match_count == 1
+    heard = [receivers(world.bus.matches.broadcast_audience(signal(None, member=m))) for m in "MNO"]
+    assert heard == [[], [], [listener]]
+
+
+def test_of_two_equal_rules_removing_one_leaves_the_other() -> None:
+    world = World()
+    (listener,) = world.connect_many(1)
+    rule = Rule(member="M", arguments=FIRST_X)
+    world.bus.match_add(listener, 1, rule)
+    world.bus.match_add(listener, 2, rule)
+    world.bus.match_remove(listener, 1)
+    assert receivers(world.bus.matches.broadcast_audience(signal(None)), ("s", "x")) == [listener]
+
+
+@pytest.mark.parametrize("cookie", [0, 1, 2**64 - 1])
+def test_removing_what_is_not_there_is_refused(cookie: int) -> None:
+    world = World()
+    listener, other = world.connect_many(2)
+    world.bus.match_add(other, cookie, ANYTHING)
+    with refused(EBADSLT):
+        world.bus.match_remove(listener, cookie)
+    world.bus.match_remove(other, cookie)
+    with refused(EBADSLT):
+        world.bus.match_remove(other, cookie)
+
+
+def test_more_rules_than_the_limit_are_refused_and_not_kept() -> None:
+    world = World()
+    listener = world.connect(limits=Limits(matches=2))
+    world.bus.match_add(listener, 1, Rule(member="A"))
+    world.bus.match_add(listener, 1, Rule(member="B"))
+    with refused(EMFILE):
+        world.bus.match_add(listener, 2, ANYTHING)
+    assert listener.match_count == 2
+    assert 2 not in listener.matches
+    assert world.bus.matches.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
+    world.bus.match_remove(listener, 1)
+    world.bus.match_add(listener, 2, ANYTHING)
+
+
+def test_a_connection_may_have_4096_rules_unless_told_otherwise() -> None:
+    world = World()
+    (listener,) = world.connect_many(1)
+    for cookie in range(4096):
+        world.bus.match_add(listener, cookie, ANYTHING)
+    with refused(EMFILE):
+        world.bus.match_add(listener, 4096, ANYTHING)
+
+
+def test_a_rule_leaves_no_trace_when_it_is_removed() -> None:
+    world = World()
+    shapes = [
+        Rule(),
+        Rule(sender=DRIVER),
+        Rule(sender="org.example.A", member="M"),
+        Rule(path="/a"),
+        Rule(path_namespace="/a"),
+        Rule(interface="a.b", eavesdrop=True),
+        Rule(arguments=FIRST_X),
+        Rule(arguments=(ArgumentTest(0, "string", "y"),)),
+        Rule(arguments=(ArgumentTest(1, "string", "x"),)),
+    ]
+    listener, monitor = world.connect(), world.connect_monitor()
+    for cookie, rule in enumerate(shapes):
+        for connection in (listener, monitor):
+            world.bus.match_add(connection, cookie, rule)
+    for cookie in range(len(shapes)):
+        world.bus.match_remove(listener, cookie)
+    for cookie in reversed(range(len(shapes))):
+        world.bus.match_remove(monitor, cookie)
+    world.bus.disconnect(listener)
+    world.bus.disconnect(monitor)
+    world.assert_holds_nothing()
