@@ -323,7 +323,7 @@ class Router:
             else:
                 receiver = self.bus.resolve(name=destination, auto_start=auto_start)
         except KdbusError as error:
-            self._copy_refused(message)
+            self._show_undelivered(message)
             if auto_start and error.errno != EADDRNOTAVAIL:
                 self.activation.start_or_refuse(message, destination)
             else:
@@ -331,19 +331,26 @@ class Router:
             return
         if receiver.is_activator:
             self.activation.start_for(message, destination)
+            self._show_undelivered(message)
             return
         self.deliver(message, sender, receiver)
 
-    def _copy_refused(self, message: Incoming) -> None:
+    def _show_undelivered(self, message: Incoming) -> None:
+        """Show monitors a message that does not reach anybody, or not yet."""
         if self.bus.matches.has_monitors:
             envelope = self._envelope(message, None, to_driver=False)
             self._copy(message, self.bus.matches.monitor_audience(envelope), message.peer.user)
 
-    def deliver(self, message: Incoming, sender: Connection, receiver: Connection) -> None:
-        """Bring a message to a legacy receiver, and make a flow of it where it can be one."""
+    def deliver(
+        self, message: Incoming, sender: Connection, receiver: Connection, *, was_held: bool = False
+    ) -> None:
+        """Bring a message to a legacy receiver, and make a flow of it where it can be one.
+
+        Monitors have seen one that `was_held` when it came.
+        """
         peer, header = message.peer, message.header
         if header.type > MessageType.SIGNAL:
-            self._copy_refused(message)
+            self._show_undelivered(message)
             self.driver.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
             return
         stream = peer_of(receiver).stream
@@ -351,14 +358,17 @@ class Router:
         expects_reply = header.type == MessageType.METHOD_CALL and not header.flags & NO_REPLY_EXPECTED
         requests = replies.window(sender, receiver) if expects_reply else None
         duties = replies.window(receiver, sender) if header.reply_serial_at else None
-        others: Audience | None = self.bus.matches.unicast_audience(
-            self._envelope(message, receiver, to_driver=False)
+        envelope = self._envelope(message, receiver, to_driver=False)
+        matches = self.bus.matches
+        others: Audience | None = (
+            matches.eavesdropper_audience(envelope) if was_held else matches.unicast_audience(envelope)
         )
         if others is not None and not others.always and not others.argument_count:
             others = None
         if (
             message.fds is None
             and others is None
+            and not was_held
             and header.sender_span is None
             and not (expects_reply and self.limits.reply_timeout)
         ):

@@ -77,7 +77,7 @@ class Activation:
     ) -> None:
         self._router = router
         self._rescan = rescan
-        self._told_environment: dict[str, str] = {}
+        self._untold_environment: dict[str, str] | None = None  # what systemd has yet to be told
         self._launcher = launcher
         self._systemd = systemd
         self._services: dict[str, ServiceFile] = {}
@@ -129,16 +129,16 @@ class Activation:
         """Start services with these variables from now on (UpdateActivationEnvironment)."""
         self._launcher.environment.update(variables)
         if self._systemd:
-            self._told_environment.update(variables)
+            self._untold_environment = (self._untold_environment or {}) | dict(variables)
             self._tell_environment()
 
     def _tell_environment(self) -> None:
         """systemd starts services too; it is told when it is there."""
         owner = self._router.bus.names.owner(SYSTEMD_NAME)
-        if owner is None or not self._told_environment:
+        if owner is None or self._untold_environment is None:
             return
-        assignments = [f"{name}={value}" for name, value in self._told_environment.items()]
-        self._told_environment.clear()
+        assignments = [f"{name}={value}" for name, value in self._untold_environment.items()]
+        self._untold_environment = None
         self._router.driver.outbox.send_call(
             peer_of(owner),
             SYSTEMD_PATH,
@@ -146,7 +146,6 @@ class Activation:
             "SetEnvironment",
             "as",
             (assignments,),
-            destination=SYSTEMD_NAME,
         )
 
     # What asks for a start
@@ -209,7 +208,7 @@ class Activation:
         if self._systemd and name == SYSTEMD_NAME:
             pass  # it will come by itself
         elif self._systemd and start.service.systemd_service:
-            self._ask_systemd(start)
+            self._ask_systemd(start, is_new=True)
         else:
             router.poller.hurry()
             start.task = router.loop.create_task(self._launch(start))
@@ -226,17 +225,18 @@ class Activation:
 
     # systemd as launcher
 
-    def _ask_systemd(self, start: Start) -> None:
+    def _ask_systemd(self, start: Start, *, is_new: bool) -> None:
+        """Ask systemd to start a unit, now or when it comes; monitors see that once, now."""
         owner = self._router.bus.names.owner(SYSTEMD_NAME)
-        if owner is not None:
-            self._router.driver.outbox.send_signal(
-                peer_of(owner),
-                "ActivationRequest",
-                "s",
-                (start.service.systemd_service,),
-                interface=SYSTEMD_INTERFACE,
-                destination=SYSTEMD_NAME,
-            )
+        self._router.driver.outbox.send_signal(
+            peer_of(owner) if owner is not None else None,
+            "ActivationRequest",
+            "s",
+            (start.service.systemd_service,),
+            interface=SYSTEMD_INTERFACE,
+            destination=SYSTEMD_NAME,
+            is_new=is_new,
+        )
 
     def on_systemd_signal(self, message: Incoming) -> None:
         """systemd says that a unit could not be started."""
@@ -263,7 +263,7 @@ class Activation:
             self._tell_environment()
             for start in list(self._starts.values()):
                 if start.service.systemd_service and start.name != name:
-                    self._ask_systemd(start)
+                    self._ask_systemd(start, is_new=False)
         ended = self._end(name)
         if ended is None:
             return
@@ -271,7 +271,7 @@ class Activation:
         for message in ended.held:
             sender = message.peer.connection
             if sender is not None and sender.active:
-                router.deliver(message, sender, owner)
+                router.deliver(message, sender, owner, was_held=True)
             self._release(name, message)
         for message in ended.callers:
             if not message.peer.closed:

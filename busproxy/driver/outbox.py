@@ -94,30 +94,37 @@ class Outbox:
 
     def send_signal(
         self,
-        peer: Peer,
+        peer: Peer | None,
         member: str,
         signature: str,
         values: Sequence[Any],
         *,
         interface: str = DRIVER_INTERFACE,
         destination: str | None = None,
+        is_new: bool = True,
     ) -> None:
-        """Send a signal to one peer, addressed to its unique name or to another `destination`."""
+        """Send a signal to one peer, addressed to its unique name or to another `destination`.
+
+        Without a peer it is only shown to monitors; they do not see again what is not new.
+        """
         body = marshal(signature, values)
         message = build_message(
             MessageType.SIGNAL,
-            peer.next_serial(),
+            peer.next_serial() if peer is not None else 1,
             flags=NO_REPLY_EXPECTED,
             path=DRIVER_PATH,
             interface=interface,
             member=member,
-            destination=destination or peer.unique_name,
+            destination=destination or (peer.unique_name if peer is not None else None),
             signature=signature,
             sender=DRIVER_NAME,
             body=body,
         )
-        envelope = Envelope(MessageType.SIGNAL, path=DRIVER_PATH, interface=interface, member=member)
-        self._send(peer, message, envelope, signature, body)
+        if is_new:
+            envelope = Envelope(MessageType.SIGNAL, path=DRIVER_PATH, interface=interface, member=member)
+            self._show(peer, message, envelope, signature, body)
+        if peer is not None:
+            self._push(peer, message)
 
     def send_call(
         self,
@@ -127,8 +134,6 @@ class Outbox:
         member: str,
         signature: str,
         values: Sequence[Any],
-        *,
-        destination: str,
     ) -> None:
         """Call a method of a peer and want no answer."""
         body = marshal(signature, values)
@@ -139,7 +144,7 @@ class Outbox:
             path=path,
             interface=interface,
             member=member,
-            destination=destination,
+            destination=peer.unique_name,
             signature=signature,
             sender=DRIVER_NAME,
             body=body,
@@ -179,13 +184,24 @@ class Outbox:
         body: bytes,
         fds: FdSet | None = None,
     ) -> None:
+        self._show(peer, message, envelope, signature, body, fds)
+        self._push(peer, message, fds)
+
+    def _show(
+        self,
+        peer: Peer | None,
+        message: bytes,
+        envelope: Envelope,
+        signature: str,
+        body: bytes,
+        fds: FdSet | None = None,
+    ) -> None:
         matches = self._router.bus.matches
         if matches.has_monitors:
-            envelope.destination = peer.connection
+            envelope.destination = peer.connection if peer is not None else None
             for monitor in self._audience(matches.monitor_audience(envelope), signature, body):
                 if fds is None or monitor.unix_fds:
                     self._push(monitor, message, fds)
-        self._push(peer, message, fds)
 
     def _audience(self, audience: Audience, signature: str, body: bytes) -> list[Peer]:
         count = audience.argument_count

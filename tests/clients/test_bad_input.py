@@ -12,7 +12,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -89,11 +89,9 @@ def outcome(client: RawClient) -> list[Any]:
 
 def is_thrown_out(sock: socket.socket) -> bool:
     """Read to the end of the stream; an end that does not come is a failure of the test."""
-    try:
+    with suppress(ConnectionResetError):
         while sock.recv(65536):
             pass
-    except ConnectionResetError:
-        pass
     return True
 
 
@@ -145,9 +143,6 @@ BAD_MESSAGES: dict[str, Callable[[str], bytes]] = {
     "a body length that is too long": lambda to: added(build_message(plain_call(to)), 4, 8),
     "a length of fields that is too short": lambda to: added(build_message(plain_call(to)), 12, -8),
     "a length of fields that is too long": lambda to: added(build_message(plain_call(to)), 12, 8),
-    "fields of more than 64 MiB": lambda to: patched(
-        build_message(plain_call(to)), 12, struct.pack("<I", 64 * 1024 * 1024 + 1)
-    ),
     "more than 128 MiB": lambda to: patched(
         build_message(plain_call(to)), 4, struct.pack("<I", 128 * 1024 * 1024)
     ),
@@ -239,9 +234,6 @@ def test_an_invalid_message_ends_the_connection_of_its_sender(compare_shared: Co
 TOLERATED: dict[str, Callable[[str], Message]] = {
     "a forged sender": lambda to: plain_call(to, sender="com.example.Forged"),
     "the bus as sender": lambda to: plain_call(to, sender="org.freedesktop.DBus"),
-    "an unknown field": lambda to: Message(
-        METHOD_CALL, 0, 1000, {**plain_call(to).fields, 77: ("s", "x")}, ["t"]
-    ),
     "unknown flags": lambda to: Message(METHOD_CALL, 0xF8, 1000, plain_call(to).fields, ["t"]),
     "an unknown type": lambda to: Message(9, 0, 1000, plain_call(to).fields, ["t"]),
     "an unknown type to nobody": lambda to: Message(9, 0, 1000, {"path": "/", "member": "M"}),
@@ -269,6 +261,23 @@ TOLERATED: dict[str, Callable[[str], Message]] = {
     ),
     "a call to a unique name beyond all numbers": lambda to: plain_call(":1." + "9" * 250),
 }
+
+
+def test_fields_of_more_than_64_mib_are_not_waited_for(busproxyd: Bus) -> None:
+    with others_unharmed(busproxyd) as watch, busproxyd.connect() as offender:
+        data = build_message(plain_call(offender.unique_name))
+        offender.send_bytes(patched(data, 12, struct.pack("<I", 64 * 1024 * 1024 + 1)))
+        assert outcome(offender) == ["disconnected"]
+        watch.says_once(r"invalid message: array of header fields longer than 64 MiB at offset 12")
+
+
+def test_an_unknown_field_is_kept(busproxyd: Bus) -> None:
+    with others_unharmed(busproxyd) as watch, busproxyd.connect() as sender, busproxyd.connect() as target:
+        message = plain_call(target.unique_name)
+        message.fields[77] = ("s", "kept")
+        sender.send(message)
+        assert target.receive().fields[77] == ("s", "kept")
+        watch.says_nothing()
 
 
 @pytest.mark.parametrize("case", TOLERATED)
@@ -331,10 +340,8 @@ def test_a_client_that_begins_badly_is_thrown_out(compare_shared: Comparison, ca
     def scenario(bus: Bus) -> Any:
         with others_unharmed(bus) as watch, connect_address(bus.address) as sock:
             sock.settimeout(20)
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
             assert is_thrown_out(sock)
             watch.says_once(
                 rf"disconnecting new client \(pid {os.getpid()}, uid {os.getuid()}\): {reason}: .+"
@@ -393,7 +400,6 @@ def open_pipes(stack: ExitStack, count: int) -> list[int]:
 BAD_FDS: dict[str, tuple[bool, int, int, str]] = {
     # negotiated, announced, sent, what the log says
     "nobody negotiated them": (False, 1, 1, "without having negotiated"),
-    "nobody negotiated or announced them": (False, 0, 1, "without having negotiated"),
     "more than allowed": (True, 17, 17, "more than 16 file descriptors"),
     "as many as a message can carry": (True, 253, 253, "more than 16 file descriptors"),
     "announced and not sent": (True, 1, 0, r"1 file descriptors announced, 0 came at offset \d+"),
@@ -417,6 +423,18 @@ def test_bad_descriptors_end_the_connection(compare_shared: Comparison, case: st
             assert found == [["disconnected"], []]
             watch.says_once(reason)
             return found
+
+    compare_shared(scenario)
+
+
+def test_descriptors_that_nobody_negotiated_or_announced_are_treated_alike(
+    compare_shared: Comparison,
+) -> None:
+    def scenario(bus: Bus) -> Any:
+        with ExitStack() as stack, others_unharmed(bus):
+            with RawClient(bus.address, negotiate_fds=False) as sender, bus.connect() as target:
+                sender.send(plain_call(target.unique_name), open_pipes(stack, 1))
+                return [outcome(sender), outcome(target)]
 
     compare_shared(scenario)
 
@@ -499,20 +517,26 @@ def test_a_client_may_vanish_inside_a_large_message(shared_buses: list[Bus]) -> 
             assert [m for m in target.sync() if m.type == METHOD_CALL] == []
 
 
-@pytest.mark.parametrize("how", ["reading", "writing", "both"])
+@pytest.mark.parametrize("how", ["writing", "both"])
 def test_a_half_closed_socket_ends_the_connection(compare_shared: Comparison, how: str) -> None:
-    direction = {"reading": socket.SHUT_RD, "writing": socket.SHUT_WR, "both": socket.SHUT_RDWR}[how]
+    direction = socket.SHUT_WR if how == "writing" else socket.SHUT_RDWR
 
     def scenario(bus: Bus) -> Any:
         with others_unharmed(bus) as watch, bus.connect() as watcher, bus.connect() as client:
             client.socket.shutdown(direction)
-            if how == "reading":
-                client.send_call("GetId")
             watcher.wait_for_name_lost(client.unique_name)
             watch.says_nothing()
             return "gone"
 
     compare_shared(scenario)
+
+
+def test_a_client_that_has_closed_its_ears_goes_with_the_next_answer(busproxyd: Bus) -> None:
+    with others_unharmed(busproxyd) as watch, busproxyd.connect() as watcher, busproxyd.connect() as client:
+        client.socket.shutdown(socket.SHUT_RD)
+        client.send_call("GetId")
+        watcher.wait_for_name_lost(client.unique_name)
+        watch.says_nothing()
 
 
 # Those who want too much
@@ -569,7 +593,8 @@ def test_a_client_that_does_not_read_holds_nobody_up(flood: Callable[[str], Mess
                 assert {answer.error_name for answer in answers} == {LIMITS_EXCEEDED}
                 arrived = [message for message in sleeper.sync() if message.member == "M"]
                 assert len(arrived) + len(answers) == 500
-                assert arrived and answers
+                assert arrived
+                assert answers
                 assert all(message.body == [b"x" * 20_000] for message in arrived)
                 assert [m.serial for m in arrived] == sorted(m.serial for m in arrived)
                 sender.send(flood(sleeper.unique_name))
