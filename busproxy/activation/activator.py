@@ -130,10 +130,10 @@ class Activation:
         self._launcher.environment.update(variables)
         if self._systemd:
             self._untold_environment = (self._untold_environment or {}) | dict(variables)
-            self._tell_environment()
+            self._tell_environment(was_held=False)
 
-    def _tell_environment(self) -> None:
-        """systemd starts services too; it is told when it is there."""
+    def _tell_environment(self, *, was_held: bool) -> None:
+        """systemd starts services too; it is told when it is there, by its name if it had to be waited for."""
         owner = self._router.bus.names.owner(SYSTEMD_NAME)
         if owner is None or self._untold_environment is None:
             return
@@ -146,6 +146,7 @@ class Activation:
             "SetEnvironment",
             "as",
             (assignments,),
+            destination=SYSTEMD_NAME if was_held else None,
         )
 
     # What asks for a start
@@ -260,7 +261,7 @@ class Activation:
     def on_name_acquired(self, name: str, owner: Connection) -> None:
         """A name has a new owner: what was held for it goes there."""
         if name == SYSTEMD_NAME and self._systemd:
-            self._tell_environment()
+            self._tell_environment(was_held=True)
             for start in list(self._starts.values()):
                 if start.service.systemd_service and start.name != name:
                     self._ask_systemd(start, is_new=False)

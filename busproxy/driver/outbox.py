@@ -134,6 +134,8 @@ class Outbox:
         member: str,
         signature: str,
         values: Sequence[Any],
+        *,
+        destination: str | None = None,
     ) -> None:
         """Call a method of a peer and want no answer."""
         body = marshal(signature, values)
@@ -144,7 +146,7 @@ class Outbox:
             path=path,
             interface=interface,
             member=member,
-            destination=peer.unique_name,
+            destination=destination or peer.unique_name,
             signature=signature,
             sender=DRIVER_NAME,
             body=body,

@@ -431,10 +431,14 @@ def test_descriptors_that_nobody_negotiated_or_announced_are_treated_alike(
     compare_shared: Comparison,
 ) -> None:
     def scenario(bus: Bus) -> Any:
-        with ExitStack() as stack, others_unharmed(bus):
-            with RawClient(bus.address, negotiate_fds=False) as sender, bus.connect() as target:
-                sender.send(plain_call(target.unique_name), open_pipes(stack, 1))
-                return [outcome(sender), outcome(target)]
+        with (
+            ExitStack() as stack,
+            others_unharmed(bus),
+            RawClient(bus.address, negotiate_fds=False) as sender,
+            bus.connect() as target,
+        ):
+            sender.send(plain_call(target.unique_name), open_pipes(stack, 1))
+            return [outcome(sender), outcome(target)]
 
     compare_shared(scenario)
 

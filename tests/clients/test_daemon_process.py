@@ -27,6 +27,8 @@ from support.raw import Disconnected, RawClient, connect_address
 
 PATIENCE_SECONDS = 20.0
 
+OPEN_POLICY = '<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>'
+
 pytestmark = pytest.mark.program("dbus-daemon")
 
 kinds = pytest.mark.parametrize("kind", selected_kinds())
@@ -57,7 +59,7 @@ class Place:
         *elements: str,
         listen: Sequence[str] = ("unix:path={path}/socket",),
         pidfile: bool = False,
-        policy: str = '<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>',
+        policy: str = OPEN_POLICY,
     ) -> None:
         """Write the configuration: an open session bus with these elements in addition."""
         lines = [f"<listen>{text.replace('{path}', str(self.path))}</listen>" for text in listen]
@@ -246,7 +248,7 @@ def test_address_and_pid_go_to_the_descriptors_they_are_asked_for(place: Place, 
 @kinds
 def test_address_and_pid_go_to_standard_output_without_a_descriptor(place: Place, kind: str) -> None:
     reader, writer = os.pipe()
-    process = place.launch(kind, "--nofork", "--print-address", "--print-pid", stdout=writer)
+    process = place.launch(kind, "--print-address", "--nofork", "--print-pid", "--nosyslog", stdout=writer)
     os.close(writer)
     with os.fdopen(reader) as output:
         assert output.readline().startswith("unix:path=")
@@ -318,7 +320,7 @@ printed, *listening = [os.dup2(int(fd), 100 + number) for number, fd in enumerat
 for position, fd in enumerate(listening):
     os.dup2(fd, 3 + position)
 os.dup2(printed, 3 + len(listening))
-os.closerange(100, 110)
+os.closerange(4 + len(listening), 200)
 os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), str(len(listening))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
