@@ -365,6 +365,12 @@ def test_a_name_that_changes_hands_keeps_its_number() -> None:
     assert world.bus.names.entry(NAME) is before
 
 
+def test_a_name_that_nobody_has_has_no_owner_and_no_entry() -> None:
+    world = World()
+    assert world.bus.names.owner(NAME) is None
+    assert world.bus.names.entry(NAME) is None
+
+
 def test_entries_are_listed_in_the_order_in_which_they_came_into_being() -> None:
     world = World()
     (me,) = world.connect_many(1)

@@ -66,6 +66,17 @@ def test_an_activator_is_no_owner_whom_one_could_replace() -> None:
     assert activator not in [connection for connection, _ in world.queue(NAME)]
 
 
+def test_an_activator_may_take_its_offer_back() -> None:
+    world = World()
+    activator = world.connect_activator(NAME)
+    world.news.clear()
+    world.bus.name_release(activator, NAME)
+    assert world.take_news() == [NameChange(NAME, activator, ACTIVATOR | PRIMARY, None, 0)]
+    assert not activator.names
+    assert activator.active
+    assert world.connect_activator(NAME).names
+
+
 # RELEASE and disconnect
 
 

@@ -1,0 +1,7 @@
+"""`python -m busproxy.cli` is `busproxy`."""
+
+import sys
+
+from busproxy.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Fuzzers: `python -m tests.fuzz.fuzz_wire --seconds N`; not part of the normal run."""
