@@ -84,5 +84,5 @@ def _peer_pidfd(sock: socket.socket) -> int | None:
         fd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:
         return None
-    os.set_inheritable(fd, False)
+    os.set_inheritable(fd, False)  # noqa: FBT003 - not our signature
     return fd

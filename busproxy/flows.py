@@ -44,11 +44,14 @@ LARGE_BODY = 16 * 1024
 """From this size on (bytes) a body is handed to the kernel where it lies instead of being joined."""
 
 MAX_FLOWS = 1024
-"""Flows kept for each peer; the oldest quarter goes when there are more."""
+"""Flows kept of a peer's calls and signals, of which the oldest quarter goes when there are more, and of
+its replies, which are all forgotten then."""
+
+MAX_HEADER = 4096
+"""Messages with longer headers (bytes) are routed one by one, for a flow keeps its header."""
 
 _LITTLE_ENDIAN = ord("l")
-_METHOD_RETURN = 2
-_ERROR = 3
+_REPLIES = (2, 3)
 
 _lengths_little = Struct("<III").unpack_from
 _lengths_big = Struct(">III").unpack_from
@@ -84,12 +87,17 @@ class FlowTable:
         return len(self.plain) + sum(map(len, self._replies.values()))
 
     def add(self, flow: Flow, data: bytes | bytearray, start: int, body: int, reply_serial_at: int) -> None:
-        """Keep a flow for messages with this header."""
+        """Keep a flow for messages with this header, unless that is too long."""
+        if body - start > MAX_HEADER:
+            return
         if not reply_serial_at:
             table = self.plain
             key = data[start : start + 4] + data[start + 12 : body]
         else:
             at = start + reply_serial_at
+            if len(self) - len(self.plain) >= MAX_FLOWS or len(self.reply_layouts) >= MAX_FLOWS:
+                self._replies.clear()
+                self.reply_layouts.clear()
             table = self._replies.setdefault(reply_serial_at, {})
             self.reply_layouts[bytes(data[start + 12 : start + 16])] = (reply_serial_at, table)
             key = data[start : start + 4] + data[start + 12 : at] + data[at + 4 : body]
@@ -122,8 +130,8 @@ class UnicastFlow:
         "_reply_serial_at",
         "_requests",
         "_stream",
-        "_unpack",
         "_tail",
+        "_unpack",
         "_user",
     )
 
@@ -307,7 +315,7 @@ def relay(peer: Peer, data: bytes | bytearray) -> int:
         flow: Flow | None
         if is_whole:
             flow = None
-        elif kind == _METHOD_RETURN or kind == _ERROR:  # noqa: PLR1714, SIM - a tuple test costs more
+        elif kind in _REPLIES:
             layout = layouts.get(data[start + 12 : start + 16])  # type: ignore[arg-type]
             if layout is None:
                 flow = None

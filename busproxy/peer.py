@@ -232,17 +232,20 @@ class Peer:
     # Descriptors
 
     def _keep_fds(self, fds: list[int]) -> None:
+        if not self.unix_fds and self._sasl is None:
+            close_all(fds)  # as if they had never been sent
+            return
         self._fds.extend(fds)
         self.peak_incoming_fds = max(self.peak_incoming_fds, len(self._fds))
-        if self._sasl is None and not self.unix_fds:
-            self.disconnect("file descriptors without having negotiated them")
-        elif len(self._fds) > self.router.limits.max_message_unix_fds:
+        if len(self._fds) > self.router.limits.max_message_unix_fds:
             self.disconnect(f"more than {self.router.limits.max_message_unix_fds} file descriptors at once")
 
     def take_fds(self, count: int) -> FdSet | None:
         """The descriptors of the message at hand; the caller is their holder."""
         if not count:
             return None
+        if not self.unix_fds:
+            raise ProtocolError("file descriptors announced without having negotiated them", 16)
         if count > len(self._fds):
             raise ProtocolError(f"{count} file descriptors announced, {len(self._fds)} came", 16)
         return FdSet([self._fds.popleft() for _ in range(count)])

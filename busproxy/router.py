@@ -32,6 +32,7 @@ from busproxy.wire.header import (
     fields_with_sender,
     parse_header,
 )
+from kdbus_core.connection import Limits as ConnectionLimits
 from kdbus_core.errors import KdbusError
 from kdbus_core.matches import Audience, Envelope
 from kdbus_core.notifications import ReplyDead, ReplyTimeout
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 DRIVER_NAME = "org.freedesktop.DBus"
 UNIQUE_PREFIX = ":1."
+UNLIMITED = 1 << 30  # messages: bytes and descriptors are what is limited
 
 ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
@@ -67,7 +69,7 @@ _TYPE_NAMES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 def connection_id(unique_name: str) -> int | None:
     """The connection that a unique name of ours means; None for any other name."""
     digits = unique_name.removeprefix(UNIQUE_PREFIX)
-    if digits == unique_name or not digits.isdecimal() or not digits.isascii():
+    if digits == unique_name or not digits.isdecimal() or not digits.isascii() or len(digits) > 20:
         return None
     return int(digits) if digits == "0" or digits[0] != "0" else None
 
@@ -197,6 +199,31 @@ class Router:
         """How many clients have said Hello."""
         return len(self.peers) - self.incomplete
 
+    def apply(self, limits: Limits, connect_policy: ConnectPolicy) -> None:
+        """Go on with another configuration, for those who are connected too."""
+        self.limits = limits
+        self.connect_policy = connect_policy
+        for peer in self.peers:
+            peer.max_message_size = limits.max_message_size
+            peer.quota.capacity = limits.max_outgoing_bytes
+            peer.quota.max_fds = limits.max_outgoing_unix_fds
+            if peer.connection is not None:
+                peer.connection.limits = self.connection_limits()
+        self.bus.invalidate()
+
+    def connection_limits(self) -> ConnectionLimits:
+        """A client's limits in the broker's terms."""
+        limits = self.limits
+        return ConnectionLimits(
+            # The unique name counts for dbus-daemon, not for the broker.
+            names=limits.max_names_per_connection - 1,
+            matches=limits.max_match_rules_per_connection,
+            outstanding_requests=limits.max_replies_per_connection,
+            queued_messages=UNLIMITED,
+            in_flight_fds=limits.max_outgoing_unix_fds,
+            pool_size=2 * limits.max_outgoing_bytes,
+        )
+
     # Routing
 
     def route(self, peer: Peer, data: bytes | bytearray, start: int, end: int) -> None:
@@ -249,7 +276,7 @@ class Router:
         )
 
     def _to_driver(self, message: Incoming) -> None:
-        """Monitors see a call first, eavesdroppers when it has been carried out, both as dbus-daemon does it."""
+        """Monitors see a call first, eavesdroppers when it has been carried out, as with dbus-daemon."""
         peer, matches = message.peer, self.bus.matches
         if peer.connection is not None:
             self.show_to_monitors(message)
@@ -461,4 +488,3 @@ class Router:
             if following is None
             else self.call_later(max(0, following - self._now()) / 1e9, self._expire_replies)
         )
-

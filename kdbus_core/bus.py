@@ -252,6 +252,11 @@ class Bus:
             self._pending.append(ReplyTimeout(requester, cookie))
         self._flush()
 
+    def invalidate(self) -> None:
+        """Have everybody ask again who remembers where messages go: rules outside the bus have changed."""
+        self.route_generation += 1
+        self.audience_generation += 1
+
     # Notifications
 
     def _on_name_change(self, change: NameChange) -> None:

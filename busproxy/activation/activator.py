@@ -13,22 +13,25 @@ the launcher's.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from busproxy.activation.launcher import LaunchError, Launcher
+from busproxy.activation.launcher import Launcher, LaunchError, Process
 from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, Incoming, peer_of
 from busproxy.wire.marshal import unmarshal
+from busproxy.wire.names import is_well_known_name
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Connection, Limits
 from kdbus_core.errors import KdbusError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from busproxy.activation.service_files import ServiceFile
     from busproxy.peer import Peer
     from busproxy.router import Router
     from kdbus_core.notifications import ReplyDead, ReplyTimeout
+    from kdbus_core.quota import Quota
 
 SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
 TIMED_OUT = "org.freedesktop.DBus.Error.TimedOut"
@@ -51,15 +54,27 @@ class _NoReplies:
 class Start:
     """One attempt to start a service, and what waits for it."""
 
-    __slots__ = ("callers", "held", "name", "service", "task", "timer")
+    __slots__ = ("_quota", "callers", "held", "name", "process", "service", "timer")
 
-    def __init__(self, name: str, service: ServiceFile) -> None:
+    def __init__(self, name: str, service: ServiceFile, quota: Quota) -> None:
         self.name = name
+        self._quota = quota
         self.service = service
         self.held: list[Incoming] = []
         self.callers: list[Incoming] = []
         self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.process: Process | None = None
+
+    def hold(self, message: Incoming) -> None:
+        """Keep a message, charged to its sender; raises KdbusError when that has too much here."""
+        self._quota.charge(message.peer.user, message.end - message.start, _count(message))
+        self.held.append(_copy(message))
+
+    def release(self, message: Incoming) -> None:
+        """A held message was dealt with."""
+        self._quota.refund(message.peer.user, message.end - message.start, _count(message))
+        if message.fds is not None:
+            message.fds.release()
 
 
 def _copy(message: Incoming) -> Incoming:
@@ -83,17 +98,19 @@ class Activation:
         self._services: dict[str, ServiceFile] = {}
         self._activators: dict[str, Connection] = {}
         self._starts: dict[str, Start] = {}
-        # The loop refers to a task only weakly; a child is waited for as long as it runs.
-        self._tasks: set[asyncio.Task[None]] = set()
         router.activation = self
 
     # What is offered
 
     def load(self, services: Mapping[str, ServiceFile]) -> None:
-        """Offer exactly these services; tells the bus when that is a change."""
+        """Offer exactly these services; tells the bus when that is a change.
+
+        A service whose name is no bus name can never be asked for and is passed over.
+        """
         router = self._router
         before = set(self._services)
-        self._services = dict(services)
+        services = {name: service for name, service in services.items() if is_well_known_name(name)}
+        self._services = services
         for name in before - set(services):
             router.bus.disconnect(self._activators.pop(name))
         for name in services.keys() - before:
@@ -126,14 +143,22 @@ class Activation:
         return list(self._services)
 
     def update_environment(self, variables: Mapping[str, str]) -> None:
-        """Start services with these variables from now on (UpdateActivationEnvironment)."""
+        """Start services with these variables from now on (UpdateActivationEnvironment).
+
+        What cannot be in an environment is passed over.
+        """
+        variables = {
+            name: value
+            for name, value in variables.items()
+            if name and "=" not in name and "\0" not in name + value
+        }
         self._launcher.environment.update(variables)
         if self._systemd:
             self._untold_environment = (self._untold_environment or {}) | dict(variables)
             self._tell_environment(was_held=False)
 
     def _tell_environment(self, *, was_held: bool) -> None:
-        """systemd starts services too; it is told when it is there, by its name if it had to be waited for."""
+        """systemd starts services too; it is told when it is there, by name if it was waited for."""
         owner = self._router.bus.names.owner(SYSTEMD_NAME)
         if owner is None or self._untold_environment is None:
             return
@@ -166,15 +191,11 @@ class Activation:
         if start is None:
             return
         try:
-            self._activators[name].quota.charge(
-                message.peer.user, message.end - message.start, _count(message)
-            )
+            start.hold(message)
         except KdbusError as error:
             self._router.driver.refuse(
                 message, LIMITS_EXCEEDED, f"Too much is waiting for {name} to start: {error.why}"
             )
-        else:
-            start.held.append(_copy(message))
 
     def start_for_caller(self, message: Incoming, name: str) -> None:
         """Start a service because StartServiceByName says so; the reply comes when it has its name."""
@@ -193,36 +214,44 @@ class Activation:
                 message,
                 LIMITS_EXCEEDED,
                 "The maximum number of pending activations has been reached, "
-                f"activation of {name} failed",
+                f"activation of {name} failed "
+                f"(max_pending_service_starts={router.limits.max_pending_service_starts})",
             )
             return None
-        start = self._starts[name] = Start(name, self._services[name])
+        start = self._starts[name] = Start(name, self._services[name], self._activators[name].quota)
         timeout = router.limits.service_start_timeout
-        start.timer = router.call_later(
-            timeout / 1000,
-            lambda: self._fail(
-                start,
-                TIMED_OUT,
-                f"Failed to activate service '{name}': timed out (service_start_timeout={timeout}ms)",
-            ),
-        )
+        start.timer = router.call_later(timeout / 1000, lambda: self._give_up(start, timeout))
         if self._systemd and name == SYSTEMD_NAME:
             pass  # it will come by itself
         elif self._systemd and start.service.systemd_service:
             self._ask_systemd(start, is_new=True)
         else:
+            # From the loop, so that whoever asked is queued before a failure is told.
             router.poller.hurry()
-            start.task = router.loop.create_task(self._launch(start))
-            self._tasks.add(start.task)
-            start.task.add_done_callback(self._tasks.discard)
+            router.loop.call_soon(self._launch, start)
         return start
 
-    async def _launch(self, start: Start) -> None:
-        try:
-            await self._launcher.launch(start.service)
-        except LaunchError as error:
+    def _give_up(self, start: Start, timeout: int) -> None:
+        """The service has not come in time: its process, if it has one, is ended."""
+        if start.process is not None:
+            start.process.kill()
+        self._fail(
+            start,
+            TIMED_OUT,
+            f"Failed to activate service '{start.name}': timed out (service_start_timeout={timeout}ms)",
+        )
+
+    def _launch(self, start: Start) -> None:
+        def on_failure(error: LaunchError) -> None:
             if self._starts.get(start.name) is start:
                 self._fail(start, error.name, error.text)
+
+        if self._starts.get(start.name) is not start:
+            return
+        try:
+            start.process = self._launcher.launch(self._router.loop, start.service, on_failure)
+        except LaunchError as error:
+            self._fail(start, error.name, error.text)
 
     # systemd as launcher
 
@@ -273,19 +302,17 @@ class Activation:
             sender = message.peer.connection
             if sender is not None and sender.active:
                 router.deliver(message, sender, owner, was_held=True)
-            self._release(name, message)
+            ended.release(message)
         for message in ended.callers:
             if not message.peer.closed:
-                router.driver.outbox.send_reply(
-                    message.peer, message.header.serial, "u", (STARTED,)
-                )
+                router.driver.outbox.send_reply(message.peer, message.header.serial, "u", (STARTED,))
 
     def on_disconnected(self, peer: Peer) -> None:
         """A peer goes: what it has waiting is dropped."""
         for start in self._starts.values():
             for message in [held for held in start.held if held.peer is peer]:
                 start.held.remove(message)
-                self._release(start.name, message)
+                start.release(message)
             start.callers = [caller for caller in start.callers if caller.peer is not peer]
 
     def _fail(self, start: Start, error_name: str, text: str) -> None:
@@ -294,7 +321,7 @@ class Activation:
         self._router.log.warning("activation of %s failed: %s", start.name, text)
         for message in start.held:
             self._router.driver.refuse(message, error_name, text)
-            self._release(start.name, message)
+            start.release(message)
         for message in start.callers:
             self._router.driver.refuse(message, error_name, text)
 
@@ -304,24 +331,14 @@ class Activation:
             start.timer.cancel()
         return start
 
-    def _release(self, name: str, message: Incoming) -> None:
-        activator = self._activators.get(name)
-        if activator is not None:
-            activator.quota.refund(message.peer.user, message.end - message.start, _count(message))
-        if message.fds is not None:
-            message.fds.release()
-
     def close(self) -> None:
         """The bus ends: nothing that waits will happen. Services that run go on."""
         for name in list(self._starts):
             ended = self._end(name)
             if ended is not None:
                 for message in ended.held:
-                    self._release(name, message)
-        for task in self._tasks:
-            task.cancel()
+                    ended.release(message)
 
 
 def _count(message: Incoming) -> int:
     return len(message.fds) if message.fds is not None else 0
-

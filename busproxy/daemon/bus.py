@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, assert_never
 from busproxy.activation.activator import Activation
 from busproxy.activation.launcher import Launcher
 from busproxy.activation.service_files import (
-    ServiceFile,
     ServiceFileError,
     load_service_directories,
     prepare_transient_service_directory,
@@ -28,11 +27,10 @@ from busproxy.activation.service_files import (
 from busproxy.credentials import PeerUnknown, peer_credentials
 from busproxy.daemon.process import machine_id, user_name
 from busproxy.driver import Driver
-from busproxy.driver.names import UNLIMITED
 from busproxy.peer import Peer
 from busproxy.policy.config import BusConfig, ServiceDirKind
 from busproxy.policy.loader import ConfigError, load_config, resolve_user, selinux_enabled
-from busproxy.router import Router
+from busproxy.router import UNLIMITED, Router
 from busproxy.transport.acceptor import Acceptor
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.domain import Domain
@@ -76,19 +74,13 @@ class EmbeddedBus:
         self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", creator)
         self.bus.names.replacers_first = True
         self.guid = self.bus.id128.hex()
-        self.router = Router(
-            self.bus, poller, loop, log, config.limits, config.connect, self.uid
-        )
+        self.router = Router(self.bus, poller, loop, log, config.limits, config.connect, self.uid)
         self.driver = Driver(self.router, self)
-        launcher = Launcher(
-            os.environ, bus_type=config.type, address=address, helper=config.servicehelper
-        )
+        launcher = Launcher(os.environ, bus_type=config.type, address=address, helper=config.servicehelper)
         self._service_directories: list[str] = []
         self._strict_directories: set[str] = set()
         self._scanned: list[int] = []
-        self.activation = Activation(
-            self.router, launcher, self._rescan_services, systemd=systemd_activation
-        )
+        self.activation = Activation(self.router, launcher, self._rescan_services, systemd=systemd_activation)
         self._acceptor = Acceptor(loop, listeners, self._on_client, self._is_full, log)
         self.router.on_incomplete_change = self._acceptor.review
         self._apply(config)
@@ -136,8 +128,7 @@ class EmbeddedBus:
         except ConfigError as error:
             self._log.error("configuration not reloaded: %s", error)
             raise ValueError(str(error)) from error
-        self.router.limits = config.limits
-        self.router.connect_policy = config.connect
+        self.router.apply(config.limits, config.connect)
         self._config = config
         self._apply(config)
         self._log.info("configuration reloaded")

@@ -7,6 +7,7 @@ everything it made removed, SIGHUP reloads the configuration.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 VERSION_TEXT = f"""busproxyd {__version__}
 A D-Bus message bus; D-Bus specification 0.43
 """
+
+_PID_FILE_EXISTS = 'The pid file "{}" exists, if the message bus is not running, remove this file'
 
 
 class StartError(Exception):
@@ -70,6 +73,9 @@ def _start(options: Options) -> None:
     notifier = Notifier(os.environ)
     inherited = take_listen_fds(os.environ, os.getpid())
     config = load_config(options.config_file)
+    if config.pidfile and options.write_pidfile and os.path.exists(config.pidfile):
+        # Before the sockets are made: those of a bus that runs must not be touched.
+        raise StartError(_PID_FILE_EXISTS.format(config.pidfile))
     process.raise_fd_limit()
     listeners = _listen(options, config, inherited)
     address = advertised_address(listeners)
@@ -82,10 +88,7 @@ def _start(options: Options) -> None:
             try:
                 pid_file = process.PidFile(config.pidfile)
             except FileExistsError as error:
-                raise StartError(
-                    f'The pid file "{config.pidfile}" exists, if the message bus is not running, '
-                    "remove this file"
-                ) from error
+                raise StartError(_PID_FILE_EXISTS.format(config.pidfile)) from error
             except OSError as error:
                 raise StartError(f'Cannot write the pid file "{config.pidfile}": {error.strerror}') from error
         if config.user is not None and os.geteuid() == 0:
@@ -109,9 +112,7 @@ def _listen(options: Options, config: BusConfig, inherited: list[tuple[int, str]
     addresses = [options.address] if options.address else [listen.value for listen in config.listens]
     if not addresses:
         raise StartError("Configuration file needs one or more <listen> elements giving addresses")
-    return open_listeners(
-        addresses, runtime_dir=os.environ.get("XDG_RUNTIME_DIR"), inherited_fds=inherited
-    )
+    return open_listeners(addresses, runtime_dir=os.environ.get("XDG_RUNTIME_DIR"), inherited_fds=inherited)
 
 
 def _make_loop(options: Options) -> tuple[asyncio.AbstractEventLoop, Poller]:
@@ -154,10 +155,8 @@ def _serve(
 
     def reload() -> None:
         notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-        try:
+        with contextlib.suppress(ValueError):  # logged where it was found; the old configuration stays
             bus.reload()
-        except ValueError:
-            pass  # logged where it was found; the old configuration stays
         notifier.ready()
 
     for number in (signal.SIGTERM, signal.SIGINT):

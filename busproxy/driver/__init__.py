@@ -50,17 +50,30 @@ def _table(*methods: Method) -> dict[str, Method]:
     return {method.name: method for method in methods}
 
 
-_OWN_METHODS = _table(
-    *names.METHODS, *activation.METHODS, *subscriptions.METHODS, *credentials.METHODS
-)
+_OWN_METHODS = _table(*names.METHODS, *activation.METHODS, *subscriptions.METHODS, *credentials.METHODS)
 
 # In dbus-daemon's order, which is the one that people know from introspection.
 _ORDER = (
-    "Hello RequestName ReleaseName StartServiceByName UpdateActivationEnvironment NameHasOwner ListNames "
-    "ListActivatableNames AddMatch RemoveMatch GetNameOwner ListQueuedOwners GetConnectionUnixUser "
-    "GetConnectionUnixProcessID GetAdtAuditSessionData GetConnectionSELinuxSecurityContext ReloadConfig "
-    "GetId GetConnectionCredentials"
-).split()
+    "Hello",
+    "RequestName",
+    "ReleaseName",
+    "StartServiceByName",
+    "UpdateActivationEnvironment",
+    "NameHasOwner",
+    "ListNames",
+    "ListActivatableNames",
+    "AddMatch",
+    "RemoveMatch",
+    "GetNameOwner",
+    "ListQueuedOwners",
+    "GetConnectionUnixUser",
+    "GetConnectionUnixProcessID",
+    "GetAdtAuditSessionData",
+    "GetConnectionSELinuxSecurityContext",
+    "ReloadConfig",
+    "GetId",
+    "GetConnectionCredentials",
+)
 
 INTERFACES: dict[str, Interface] = {
     DRIVER_INTERFACE: Interface({name: _OWN_METHODS[name] for name in _ORDER}, anywhere=True),
@@ -101,6 +114,9 @@ class Driver:
         except MethodError as error:
             self.refuse(message, error.name, error.text)
             return False
+        except OSError as error:  # out of descriptors, most likely
+            self.refuse(message, ERROR_PREFIX + "Failed", f"{header.member}: {error.strerror}")
+            return False
         if values is not None:
             self.reply(message, method, values)
         return True
@@ -114,9 +130,7 @@ class Driver:
     def _find(self, call: Call) -> Method:
         header = call.message.header
         name, interface, signature = header.member or "", header.interface, header.signature
-        if call.peer.connection is None and (
-            name != "Hello" or interface not in (None, DRIVER_INTERFACE)
-        ):
+        if call.peer.connection is None and (name != "Hello" or interface not in (None, DRIVER_INTERFACE)):
             raise MethodError(
                 "AccessDenied", "Client tried to send a message other than Hello without being registered"
             )

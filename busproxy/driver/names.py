@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from errno import E2BIG, EADDRINUSE, EEXIST, EMFILE, ESRCH
+from errno import E2BIG, EEXIST, EMFILE, ESRCH
 from typing import Any
 
 from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.outbox import DRIVER_NAME
 from busproxy.router import UNIQUE_PREFIX, connection_id
 from busproxy.wire.names import is_bus_name
-from kdbus_core.connection import Connection, Limits
+from kdbus_core.connection import Connection
 from kdbus_core.errors import KdbusError
 from kdbus_core.names import ACQUIRED, IN_QUEUE, PRIMARY, QUEUE
 
@@ -19,8 +19,6 @@ _REPLACE_EXISTING = 2
 _DO_NOT_QUEUE = 4
 _PRIMARY_OWNER, _IN_QUEUE, _EXISTS, _ALREADY_OWNER = 1, 2, 3, 4
 _RELEASED, _NON_EXISTENT, _NOT_OWNER = 1, 2, 3
-
-UNLIMITED = 1 << 30
 
 
 def find_owner(call: Call, name: str) -> Connection | None:
@@ -48,20 +46,13 @@ def _hello(call: Call) -> None:
                 bus.owner,
                 faked=peer.credentials,
                 description="busproxy",
-                limits=Limits(
-                    # The unique name counts for dbus-daemon, not for the broker.
-                    names=limits.max_names_per_connection - 1,
-                    matches=limits.max_match_rules_per_connection,
-                    outstanding_requests=limits.max_replies_per_connection,
-                    queued_messages=UNLIMITED,
-                    in_flight_fds=limits.max_outgoing_unix_fds,
-                    pool_size=2 * limits.max_outgoing_bytes,
-                ),
+                limits=router.connection_limits(),
                 quota=peer.quota,
                 max_connections=limits.max_connections_per_user,
             )
         except KdbusError as error:
-            assert error.errno == EMFILE
+            if error.errno != EMFILE:
+                raise
             raise MethodError(
                 "LimitsExceeded",
                 f"The maximum number of active connections for UID {peer.credentials.uid} has been reached",
@@ -100,7 +91,8 @@ def _request_name(call: Call) -> tuple[Any, ...]:
     except KdbusError as error:
         if error.errno == EEXIST:
             return (_EXISTS,)
-        assert error.errno == E2BIG, error
+        if error.errno != E2BIG:
+            raise
         limit = call.driver.router.limits.max_names_per_connection
         raise MethodError(
             "LimitsExceeded",
@@ -125,9 +117,9 @@ def _release_name(call: Call) -> tuple[Any, ...]:
     try:
         call.driver.router.bus.name_release(call.connection, name)
     except KdbusError as error:
-        owner = call.driver.router.bus.names.owner(name)
-        assert error.errno in (ESRCH, EADDRINUSE)
-        return (_NON_EXISTENT if owner is None else _NOT_OWNER,)
+        # Only an activator may stand behind a name that is known but owned by nobody.
+        nobody = error.errno == ESRCH or call.driver.router.bus.names.owner(name) is None
+        return (_NON_EXISTENT if nobody else _NOT_OWNER,)
     return (_RELEASED,)
 
 

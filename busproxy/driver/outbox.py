@@ -29,6 +29,7 @@ DRIVER_PATH = "/org/freedesktop/DBus"
 DRIVER_INTERFACE = "org.freedesktop.DBus"
 NOT_YET_ACTIVE = ":not.active.yet"
 
+LITTLE_ENDIAN = True
 _SERIAL_AT = 8
 
 
@@ -156,9 +157,7 @@ class Outbox:
 
     def broadcast(self, member: str, signature: str, values: Sequence[Any]) -> None:
         """Send a signal to everybody who subscribed to it."""
-        envelope = Envelope(
-            MessageType.SIGNAL, path=DRIVER_PATH, interface=DRIVER_INTERFACE, member=member
-        )
+        envelope = Envelope(MessageType.SIGNAL, path=DRIVER_PATH, interface=DRIVER_INTERFACE, member=member)
         audience = self._router.bus.matches.broadcast_audience(envelope)
         if not audience.always and not audience.argument_count:
             return
@@ -207,7 +206,7 @@ class Outbox:
 
     def _audience(self, audience: Audience, signature: str, body: bytes) -> list[Peer]:
         count = audience.argument_count
-        arguments = string_arguments(signature, True, body, 0, len(body), count) if count else ()
+        arguments = string_arguments(signature, LITTLE_ENDIAN, body, 0, len(body), count) if count else ()
         return [peer_of(receiver) for receiver in audience.receivers(arguments)]
 
     def _push(self, peer: Peer, message: bytes, fds: FdSet | None = None) -> None:

@@ -118,6 +118,4 @@ METHODS = (
     Method("RemoveMatch", "s", "", _remove_match),
 )
 
-MONITORING_METHODS = (
-    Method("BecomeMonitor", "asu", "", _become_monitor, anywhere=False, privileged=True),
-)
+MONITORING_METHODS = (Method("BecomeMonitor", "asu", "", _become_monitor, anywhere=False, privileged=True),)

@@ -11,7 +11,10 @@ DEFAULT = "asyncio"
 
 
 def new_event_loop(kind: str) -> tuple[asyncio.AbstractEventLoop, Poller]:
-    """Make a loop and its poller; `kind` is `auto`, `uvloop` or `asyncio`.  ImportError for a missing uvloop."""
+    """Make a loop and its poller; `kind` is `auto`, `uvloop` or `asyncio`.
+
+    Raises ImportError where uvloop is asked for and missing.
+    """
     poller = Poller()
     loop: asyncio.AbstractEventLoop
     if kind == "uvloop":

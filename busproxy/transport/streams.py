@@ -79,6 +79,7 @@ class Stream:
         "_receiver",
         "_recvmsg",
         "_send",
+        "_wanted",
         "blocked",
         "closed",
         "fd",
@@ -111,6 +112,7 @@ class Stream:
         self._backlog: deque[_Waiting] = deque()
         self._filling: bytearray | None = None
         self._filled = 0
+        self._wanted = 0
         poller.add(self)
 
     def rebind(self, quota: Quota) -> None:
@@ -146,10 +148,16 @@ class Stream:
         """Collect one message of `size` bytes that begins with `start`.
 
         The receiver gets exactly that message as a bytearray when it is whole.
+        The buffer grows with what comes, not with what was announced.
         """
-        self._filling = bytearray(size)
-        self._filling[: len(start)] = start
+        self._filling = bytearray(start)
         self._filled = len(start)
+        self._wanted = size
+        self._grow(self._filling)
+
+    def _grow(self, buffer: bytearray) -> None:
+        size = min(self._wanted, max(2 * len(buffer), READ_SIZE))
+        buffer.extend(bytes(size - len(buffer)))
 
     def _fill(self, buffer: bytearray) -> None:
         with memoryview(buffer)[self._filled :] as view:
@@ -166,10 +174,13 @@ class Stream:
             self._receiver.on_lost("end of stream")
             return
         self._filled += count
-        if self._filled == len(buffer):
+        if self._filled == self._wanted:
             self._filling = None
             self._receiver.on_data(buffer, fds)
-        elif fds:
+            return
+        if self._filled == len(buffer):
+            self._grow(buffer)
+        if fds:
             self._receiver.on_data(b"", fds)
 
     # Writing

@@ -205,6 +205,8 @@ def parse_header(data: Data, start: int = 0) -> Header:
     The whole header must be there and its lengths acceptable (`message_length`). Raises `ProtocolError` if
     libdbus would not take the header; whether the body fits its signature is for `body_checker` to tell.
     """
+    if data[start] not in _LENGTHS:
+        raise ProtocolError("byte order mark other than 'l' and 'B'", 0)
     little_endian = data[start] == _LITTLE_ENDIAN
     header = Header()
     header.little_endian = little_endian

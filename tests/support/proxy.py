@@ -115,9 +115,7 @@ class World:
         )
         self.driver = Driver(self.router, Host())
         self.launcher = PatientLauncher()
-        self.activation = Activation(
-            self.router, cast(Launcher, self.launcher), lambda: None, systemd=False
-        )
+        self.activation = Activation(self.router, cast(Launcher, self.launcher), lambda: None, systemd=False)
         self.clients: dict[str, Client] = {}
 
     def __enter__(self) -> Self:

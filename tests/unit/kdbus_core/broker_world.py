@@ -181,4 +181,3 @@ def signal(
 
 def kinds(news: Iterable[Notification]) -> list[type[Notification]]:
     return [type(item) for item in news]
-

@@ -305,6 +305,12 @@ def test_a_connection_reaches_itself() -> None:
     assert world.bus.resolve(id=me.id) is world.bus.resolve(name=NAME) is me
 
 
+def test_a_connection_that_takes_descriptors_is_reached_like_any_other() -> None:
+    world = World()
+    connection = world.connect(flags=HelloFlag.ACCEPT_FD)
+    assert world.bus.resolve(id=connection.id) is connection
+
+
 # The order of notifications
 
 

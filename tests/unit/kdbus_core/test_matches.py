@@ -188,6 +188,8 @@ def test_a_sender_hears_its_own_broadcast() -> None:
         ("string", "x", ("s", "x"), True),
         ("string", "", ("s", ""), True),
         ("string", "x", ("s", "xy"), False),
+        ("string", "a.b", ("s", "a.b.c"), False),
+        ("string", "/a/", ("s", "/a/b"), False),
         ("string", "/x", ("o", "/x"), False),
         ("string", "s", ("g", "s"), False),
         ("string", "x", None, False),

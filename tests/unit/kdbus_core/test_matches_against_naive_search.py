@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbus_core.connection import Connection
-from kdbus_core.matches import DRIVER, ArgumentTest, Audience, Envelope, Rule
+from kdbus_core.matches import DRIVER, ArgumentKind, ArgumentTest, Audience, Envelope, Rule
 from kdbus_core.names import QUEUE
 
 NAMES = ["org.example.A", "org.example.B"]
 PATHS = ["/", "/a", "/a/b", "/ab", "/a/b/c"]
 INTERFACES = ["a.b", "a.bc"]
 MEMBERS = ["M", "N"]
-TEXTS = ["", "a.b", "a.b.c", "a.bc", "/", "/a/", "/a/b"]
+TEXTS = ["a.b", "a.b.c", "a.bc", "/a/", "/a/b"]
+KINDS: list[ArgumentKind] = ["string", "path", "namespace"]
+CONDITIONS = ["type", "sender", "destination", "interface", "member", "path", "path_namespace"]
+CONDITIONS += ["arg0", "arg1", "arg2", "arg3"]
 MONITOR = 3
 # Four connections in each example, the last one a monitor; ids follow from the order in which they are made.
 IDS = [2, 3, 4, 5]
@@ -52,62 +55,61 @@ class Message:
     arguments: tuple[Argument, ...]
 
 
-sometimes = st.sampled_from([True, False, False])
-
-
-def optional(values: list[str]) -> st.SearchStrategy[str | None]:
-    return st.none() | st.sampled_from(values)
-
-
-peers: st.SearchStrategy[int | str | None] = st.sampled_from([None, None, None, DRIVER, *IDS, *NAMES])
-argument_tests = st.lists(
-    st.builds(
-        ArgumentTest,
-        st.integers(0, 2),
-        st.sampled_from(["string", "path", "namespace"]),
-        st.sampled_from(TEXTS),
-    ),
-    max_size=2,
-    unique_by=lambda test: test.index,
-).map(lambda tests: tuple(sorted(tests, key=lambda test: test.index)))
-
-
-@st.composite
-def rules(draw: st.DrawFn) -> Rule:
-    path = draw(optional(PATHS))
-    is_namespace = draw(st.booleans())
-    return Rule(
-        message_type=draw(st.sampled_from([None, None, 1, 4])),
-        sender=draw(peers),
-        interface=draw(optional(INTERFACES)),
-        member=draw(optional(MEMBERS)),
-        path=None if is_namespace else path,
-        path_namespace=path if is_namespace else None,
-        destination=draw(peers),
-        arguments=draw(argument_tests),
-        eavesdrop=draw(st.booleans()),
-    )
-
-
-subscriptions = st.lists(
-    st.builds(Subscription, st.integers(0, len(IDS) - 1), rules(), st.booleans()), max_size=12
-)
-
-
 @st.composite
 def messages(draw: st.DrawFn) -> Message:
     destination = draw(st.sampled_from([None, None, 0, 1, 2]))
-    argument = st.none() | st.tuples(st.sampled_from("sog"), st.sampled_from(TEXTS))
+    argument = st.sampled_from([None, *((code, text) for code in "sssog" for text in TEXTS)])
     return Message(
         type=draw(st.sampled_from([1, 4])),
         sender=draw(st.sampled_from([None, 0, 1, 2])),
         destination=destination,
-        to_driver=destination is None and draw(sometimes),
-        path=draw(optional(PATHS)),
-        interface=draw(optional(INTERFACES)),
-        member=draw(optional(MEMBERS)),
-        arguments=tuple(draw(st.lists(argument, max_size=4))),
+        to_driver=destination is None and draw(st.booleans()),
+        path=draw(st.sampled_from([None, *PATHS])),
+        interface=draw(st.sampled_from([None, *INTERFACES])),
+        member=draw(st.sampled_from([None, *MEMBERS])),
+        arguments=tuple(draw(st.lists(argument, min_size=2, max_size=4))),
     )
+
+
+@st.composite
+def rules(draw: st.DrawFn, message: Message) -> Rule:
+    """A rule with few conditions, each of which often asks for just what the message has."""
+    wanted = draw(st.lists(st.sampled_from(CONDITIONS), max_size=3, unique=True))
+
+    def some(condition: str, values: list[str], own: str | None) -> str | None:
+        if condition not in wanted:
+            return None
+        return draw(st.sampled_from(values if own is None else [own] * len(values) + values))
+
+    def peer(condition: str, own: int | None) -> int | str | None:
+        if condition not in wanted:
+            return None
+        mine: int | str = DRIVER if own is None else IDS[own]
+        return draw(st.sampled_from([mine] * 4 + [*NAMES] * 2 + [DRIVER, *IDS]))
+
+    def argument_test(index: int) -> ArgumentTest:
+        own = message.arguments[index] if index < len(message.arguments) else None
+        values = TEXTS if own is None else [*TEXTS, *[own[1]] * len(TEXTS)]
+        return ArgumentTest(index, draw(st.sampled_from(KINDS)), draw(st.sampled_from(values)))
+
+    return Rule(
+        message_type=draw(st.sampled_from([1, 4])) if "type" in wanted else None,
+        sender=peer("sender", message.sender),
+        interface=some("interface", INTERFACES, message.interface),
+        member=some("member", MEMBERS, message.member),
+        path=None if "path_namespace" in wanted else some("path", PATHS, message.path),
+        path_namespace=some("path_namespace", PATHS, message.path),
+        destination=peer("destination", message.destination),
+        arguments=tuple(argument_test(index) for index in range(4) if f"arg{index}" in wanted),
+        eavesdrop=draw(st.booleans()),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Message, list[Subscription]]:
+    message = draw(messages())
+    subscription = st.builds(Subscription, st.integers(0, len(IDS) - 1), rules(message), st.booleans())
+    return message, draw(st.lists(subscription, max_size=10))
 
 
 # For each name who owns it, and who waits for it.
@@ -147,8 +149,7 @@ class NaiveJudge:
             rule.member in (None, message.member),
             rule.path in (None, message.path),
             rule.sender is None or self._is(message.sender, rule.sender),
-            rule.destination is None
-            or (has_destination and self._is(message.destination, rule.destination)),
+            rule.destination is None or (has_destination and self._is(message.destination, rule.destination)),
             all(self._argument_holds(test) for test in rule.arguments),
         ]
         if rule.path_namespace is not None:
@@ -183,10 +184,11 @@ def check(audience: Audience, arguments: tuple[Argument, ...], expected: set[int
 
 
 @settings(max_examples=400, deadline=None)
-@given(owners=ownerships, wanted=subscriptions, message=messages())
+@given(owners=ownerships, case=cases())
 def test_the_index_agrees_with_a_naive_search(
-    owners: dict[str, list[int]], wanted: list[Subscription], message: Message
+    owners: dict[str, list[int]], case: tuple[Message, list[Subscription]]
 ) -> None:
+    message, wanted = case
     world, connections = set_up(owners, wanted)
     judge = NaiveJudge(owners, message)
     envelope = Envelope(

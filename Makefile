@@ -1,0 +1,50 @@
+# All there is to do with a checkout; `make` alone lists it. Each command does its own set-up (scripts/).
+#
+#   PYTHON=python3.12     use that Python (3.11 or newer) instead of the newest one found
+#   SYSTEM_PACKAGES=no    never install packages of the system; otherwise root does, and says so
+#   PYTEST_ARGS="-k sasl" more options for pytest
+
+PYTHON ?=
+SYSTEM_PACKAGES ?=
+PYTEST_ARGS ?=
+export PYTHON SYSTEM_PACKAGES
+
+BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+
+.DEFAULT_GOAL = help
+.PHONY: help run test lint soak fuzz bench clean
+
+help: ## list these commands
+	@sed -n -e '/^[a-z]*:.*## /{' -e 's/:.*## /          /' -e 's/^\(.\{8\}\) */  make \1/p' -e '}' Makefile
+
+run: ## start a private bus, let real clients talk on it; with a terminal, leave a shell on it
+	@scripts/set-up.sh run
+	@$(BIN)/busproxy run -- $(BIN)/python scripts/try_bus.py
+
+test: lint ## lint, then run all tests on the real clients they need
+	@$(BIN)/python scripts/client_programs.py
+	$(PYTEST) $(PYTEST_ARGS) </dev/null
+
+lint: ## check style, types and layers
+	@scripts/set-up.sh test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+soak: ## two hundred clients at once for a minute
+	@scripts/set-up.sh test
+	@$(BIN)/python scripts/client_programs.py
+	BUSPROXY_SOAK=1 $(BIN)/python -m pytest tests/clients/test_many_clients.py $(PYTEST_ARGS) </dev/null
+
+fuzz: ## feed the wire codec and the handshake with broken input
+	@scripts/set-up.sh test
+	$(BIN)/python -m tests.fuzz.fuzz_wire
+
+bench: ## measure the installed buses side by side, in less than a minute
+	@scripts/set-up.sh run
+	$(BIN)/python -m bench --quick
+
+clean: ## remove the environment and everything that was made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
