@@ -126,7 +126,7 @@ def get_venv_module() -> None:
         raise SetUpError(f"{lack} Name one that can: make … PYTHON=/path/to/python3")
     package = f"python{version}-venv"
     if refusal := find_refusal():
-        raise SetUpError(f"{lack} Get it as root ({refusal}) with: {build_advice([package])}")
+        raise SetUpError(f"{lack} To get it (not done here: {refusal}): {build_advice([package])}")
     if install([package], reason="because Python needs it to make environments"):
         raise SetUpError(f"{lack} {package} could not be installed.")
 

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from busproxy.transport.poller import Poller
     from kdbus_core.quota import Quota, User
 
-READ_SIZE = 256 * 1024
-"""Bytes taken from a socket at a time; the share of one peer in a turn."""
+READ_SIZE = 120 * 1024
+"""Bytes taken from a socket at a time; the share of one peer in a turn.
+
+Just below the size from which the C library maps fresh pages for each buffer, which would cost
+several times what the read does.
+"""
 
 MAX_PARTS = 512
 """Parts handed to the kernel in one call; its own limit (IOV_MAX) is 1024."""

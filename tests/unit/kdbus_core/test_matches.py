@@ -200,6 +200,7 @@ def test_a_sender_hears_its_own_broadcast() -> None:
         ("path", "/a", ("o", "/a/b"), False),
         ("path", "/a/b/c", ("s", "/a/b/"), True),
         ("path", "/a/b/c", ("s", "/a/b"), False),
+        ("path", "/b", ("s", "/a/"), False),
         ("path", "/a/", ("s", "/a/"), True),
         ("path", "/a/", ("s", "/a"), False),
         ("path", "/", ("o", "/z"), True),
@@ -265,6 +266,15 @@ def test_an_audience_says_how_many_arguments_it_wants_to_see() -> None:
     assert broadcast(signal(None)).argument_count == 5
     listening_to(world, Rule(arguments=(ArgumentTest(0, "string", "x"), ArgumentTest(9, "string", "y"))))
     assert broadcast(signal(None)).argument_count >= 10
+
+
+def test_a_rule_on_the_first_argument_alone_wants_to_see_it() -> None:
+    world = World()
+    listener = listening_to(world, Rule(arguments=(ArgumentTest(0, "string", "x"),)))
+    audience = world.bus.matches.broadcast_audience(signal(None))
+    assert audience.argument_count >= 1
+    assert receivers(audience) == []
+    assert receivers(audience, ("s", "x")) == [listener]
 
 
 def test_arguments_are_not_asked_for_where_only_other_messages_need_them() -> None:

@@ -8,7 +8,9 @@ before and after some of the rules have gone, and with no more arguments than it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
+import pytest
 from broker_world import World, receivers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,7 +130,7 @@ class NaiveJudge:
             return peer is not None and self._owners[wanted][:1] == [peer]
         return wanted == (DRIVER if peer is None else IDS[peer])
 
-    def _argument_holds(self, test: ArgumentTest) -> bool:
+    def argument_holds(self, test: ArgumentTest) -> bool:
         present = dict(enumerate(self._message.arguments)).get(test.index)
         if present is None:
             return False
@@ -150,7 +152,7 @@ class NaiveJudge:
             rule.path in (None, message.path),
             rule.sender is None or self._is(message.sender, rule.sender),
             rule.destination is None or (has_destination and self._is(message.destination, rule.destination)),
-            all(self._argument_holds(test) for test in rule.arguments),
+            all(self.argument_holds(test) for test in rule.arguments),
         ]
         if rule.path_namespace is not None:
             elements = [element for element in rule.path_namespace.split("/") if element]
@@ -159,6 +161,15 @@ class NaiveJudge:
                 path is not None and [part for part in path.split("/") if part][: len(elements)] == elements
             )
         return all(conditions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_argument_is_compared_as_the_naive_judge_does_it(kind: ArgumentKind) -> None:
+    texts = ["", "/", ".", *TEXTS]
+    for value, text, code in product(texts, texts, "sog"):
+        test = ArgumentTest(0, kind, value)
+        judge = NaiveJudge({}, Message(4, None, None, False, None, None, None, ((code, text),)))
+        assert test.holds([(code, text)]) is judge.argument_holds(test), (test, code, text)
 
 
 def set_up(owners: dict[str, list[int]], wanted: list[Subscription]) -> tuple[World, list[Connection]]:
