@@ -59,6 +59,8 @@ NAME_HAS_NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 NOT_SUPPORTED = "org.freedesktop.DBus.Error.NotSupported"
 
+_REPLIES = (MessageType.METHOD_RETURN, MessageType.ERROR)
+
 UNKNOWN_TYPE_ERROR = ACCESS_DENIED
 UNKNOWN_TYPE_TEXT = "Message bus will not accept messages of unknown type\n"
 
@@ -80,9 +82,13 @@ def peer_of(connection: Connection) -> Peer:
 
 
 class Incoming:
-    """A checked message that a peer has sent: data[start:end], body from `body`."""
+    """A checked message that a peer has sent: data[start:end], body from `body`.
 
-    __slots__ = ("body", "data", "end", "fds", "header", "peer", "start")
+    The header may be that of an earlier message of the same flow; only `serial`
+    and the lengths are this one's own.
+    """
+
+    __slots__ = ("body", "data", "end", "fds", "header", "peer", "serial", "start")
 
     def __init__(
         self,
@@ -92,9 +98,11 @@ class Incoming:
         start: int,
         end: int,
         fds: FdSet | None,
+        serial: int,
     ) -> None:
         self.peer = peer
         self.header = header
+        self.serial = serial
         self.data = data
         self.start = start
         self.body = start + header.length
@@ -238,7 +246,7 @@ class Router:
             raise
         fds = peer.take_fds(header.unix_fds)
         try:
-            self._dispatch(Incoming(peer, header, data, start, end, fds))
+            self._dispatch(Incoming(peer, header, data, start, end, fds, header.serial))
         finally:
             if fds is not None:
                 fds.release()
@@ -320,7 +328,7 @@ class Router:
         )
         if header.sender_span is None:
             message.peer.flows.add(flow, message.data, message.start, message.body, 0)
-        flow.forward(message.peer, message.data, message.start, message.body, message.end, header.serial)
+        flow.forward(message.peer, message.data, message.start, message.body, message.end, message.serial)
 
     def copy_to(
         self, receivers: Iterable[Connection], message: bytes, user: User, fds: FdSet | None = None
@@ -384,7 +392,9 @@ class Router:
         replies = self.bus.replies
         expects_reply = header.type == MessageType.METHOD_CALL and not header.flags & NO_REPLY_EXPECTED
         requests = replies.window(sender, receiver) if expects_reply else None
-        duties = replies.window(receiver, sender) if header.reply_serial_at else None
+        # A reply is known by its type; a reply serial in anything else means nothing.
+        reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
+        duties = replies.window(receiver, sender) if reply_serial_at else None
         envelope = self._envelope(message, receiver, to_driver=False)
         matches = self.bus.matches
         others: Audience | None = (
@@ -409,10 +419,10 @@ class Router:
                 body_length=trivial_body_length(header.signature),
                 requests=requests,
                 duties=duties,
-                reply_serial_at=header.reply_serial_at,
+                reply_serial_at=reply_serial_at,
             )
-            peer.flows.add(flow, message.data, message.start, message.body, header.reply_serial_at)
-            if flow.forward(peer, message.data, message.start, message.body, message.end, header.serial):
+            peer.flows.add(flow, message.data, message.start, message.body, reply_serial_at)
+            if flow.forward(peer, message.data, message.start, message.body, message.end, message.serial):
                 return
         self._deliver_singly(message, sender, receiver, others)
 
@@ -433,7 +443,7 @@ class Router:
                 "Tried to send message with Unix file descriptors"
                 "to a client that doesn't support that.",  # as dbus-daemon spells it
             )
-        elif expects_reply and replies.is_open(sender, receiver, header.serial):
+        elif expects_reply and replies.is_open(sender, receiver, message.serial):
             refusal = (
                 ACCESS_DENIED,
                 "Message has the same reply serial as a currently-outstanding existing method call",
@@ -441,10 +451,10 @@ class Router:
         if refusal is not None:
             self.driver.refuse(message, *refusal)
             return
-        requested = header.reply_serial_at and replies.is_open(receiver, sender, header.reply_serial)
+        requested = header.type in _REPLIES and replies.is_open(receiver, sender, header.reply_serial)
         try:
             if expects_reply:
-                replies.open(replies.window(sender, receiver), header.serial, self._reply_deadline())
+                replies.open(replies.window(sender, receiver), message.serial, self._reply_deadline())
             peer.stream.push(message.with_sender(message.peer.unique_name), sender.user, message.fds)
             if requested:
                 replies.take(receiver, sender, header.reply_serial)
@@ -453,7 +463,7 @@ class Router:
                 text = "The maximum number of pending replies per connection has been reached"
             else:  # ENOBUFS or EMFILE
                 if expects_reply:
-                    replies.take(sender, receiver, header.serial)
+                    replies.take(sender, receiver, message.serial)
                 text = self._full_queue(message, receiver)
             self.driver.refuse(message, LIMITS_EXCEEDED, text)
 

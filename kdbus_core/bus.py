@@ -94,7 +94,7 @@ class Bus:
         owner = endpoint.is_owner(credentials, privileged=privileged)
         if faked is not None and not owner:
             raise KdbusError(EPERM, "only an owner of the bus may speak for others")
-        if flags & (HelloFlag.ACTIVATOR | HelloFlag.MONITOR) and not owner:
+        if flags and flags & (HelloFlag.ACTIVATOR | HelloFlag.MONITOR) and not owner:
             raise KdbusError(EPERM, "only an owner of the bus may be a monitor or an activator")
         user = self.domain.user((faked or credentials).uid)
         if max_connections is not None and user.connections >= max_connections:
@@ -149,6 +149,7 @@ class Bus:
             self._pending.append(IdRemove(connection))
             self._retire(connection)
             connection.flags |= HelloFlag.MONITOR
+            connection.is_monitor = True
             self.monitors.append(connection)
 
     def _retire(self, connection: Connection, *, announce: bool = False) -> None:
@@ -233,7 +234,7 @@ class Bus:
         """
         if name is None:
             connection = self.connections.get(id)
-            if connection is None or connection.flags & (HelloFlag.MONITOR | HelloFlag.ACTIVATOR):
+            if connection is None or connection.is_monitor or connection.is_activator:
                 raise KdbusError(ENXIO, f"no connection {id}")
             return connection
         entry = self.names.entry(name)

@@ -57,6 +57,8 @@ class Connection:
         "faked",
         "flags",
         "id",
+        "is_activator",
+        "is_monitor",
         "limits",
         "match_count",
         "matches",
@@ -86,6 +88,9 @@ class Connection:
         self.endpoint = endpoint
         self.sink = sink
         self.flags = flags
+        # Asked for with every message, so kept ready.
+        self.is_activator = bool(flags & HelloFlag.ACTIVATOR)
+        self.is_monitor = bool(flags & HelloFlag.MONITOR)
         self.credentials = credentials
         self.faked = faked
         self.user = user
@@ -102,11 +107,3 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"Connection({self.id})"
-
-    @property
-    def is_monitor(self) -> bool:
-        return bool(self.flags & HelloFlag.MONITOR)
-
-    @property
-    def is_activator(self) -> bool:
-        return bool(self.flags & HelloFlag.ACTIVATOR)

@@ -338,6 +338,11 @@ class Matches:
     def has_monitors(self) -> bool:
         return bool(self._monitors)
 
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody sees messages that are meant for others."""
+        return bool(self._monitors) or bool(self._eavesdroppers)
+
     def broadcast_audience(self, envelope: Envelope) -> Audience:
         """Receivers of a message without destination."""
         return self._audience((self._subscribers, self._eavesdroppers, self._monitors), envelope)

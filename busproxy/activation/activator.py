@@ -81,7 +81,7 @@ def _copy(message: Incoming) -> Incoming:
     """The message on its own, so that it does not keep a whole read buffer alive."""
     data = bytes(message.data[message.start : message.end])
     fds = message.fds.hold() if message.fds is not None else None
-    return Incoming(message.peer, message.header, data, 0, len(data), fds)
+    return Incoming(message.peer, message.header, data, 0, len(data), fds, message.serial)
 
 
 class Activation:
@@ -305,7 +305,7 @@ class Activation:
             ended.release(message)
         for message in ended.callers:
             if not message.peer.closed:
-                router.driver.outbox.send_reply(message.peer, message.header.serial, "u", (STARTED,))
+                router.driver.outbox.send_reply(message.peer, message.serial, "u", (STARTED,))
 
     def on_disconnected(self, peer: Peer) -> None:
         """A peer goes: what it has waiting is dropped."""

@@ -26,6 +26,7 @@ from busproxy.driver import (
     subscriptions,
 )
 from busproxy.driver.call import ERROR_PREFIX, Call, Method, MethodError
+from busproxy.driver.flow import DriverFlow
 from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_NAME, DRIVER_PATH, Outbox
 from busproxy.peer import Peer
 from busproxy.router import UNIQUE_PREFIX, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT, peer_of
@@ -107,10 +108,21 @@ class Driver:
             self.router.activation.on_systemd_signal(message)
         if header.type != MessageType.METHOD_CALL:
             return header.type <= MessageType.SIGNAL
-        call = Call(self, message)
         try:
-            method = self._find(call)
-            values = method.handler(call)
+            method = self._find(message)
+        except MethodError as error:
+            self.refuse(message, error.name, error.text)
+            return False
+        peer = message.peer
+        if peer.connection is not None and message.fds is None and not self.router.bus.matches.has_listeners:
+            peer.flows.add(DriverFlow(self, method, header), message.data, message.start, message.body, 0)
+        return self.call(method, message)
+
+    def call(self, method: Method, message: Incoming) -> bool:
+        """Carry out a call that is in order; False: the method has refused."""
+        header = message.header
+        try:
+            values = method.handler(Call(self, message))
         except MethodError as error:
             self.refuse(message, error.name, error.text)
             return False
@@ -125,12 +137,12 @@ class Driver:
         """Answer a call; one without results is only acknowledged to who wants to know."""
         header = message.header
         if method.results or not header.flags & NO_REPLY_EXPECTED:
-            self.outbox.send_reply(message.peer, header.serial, method.results, values)
+            self.outbox.send_reply(message.peer, message.serial, method.results, values)
 
-    def _find(self, call: Call) -> Method:
-        header = call.message.header
+    def _find(self, message: Incoming) -> Method:
+        header, peer = message.header, message.peer
         name, interface, signature = header.member or "", header.interface, header.signature
-        if call.peer.connection is None and (name != "Hello" or interface not in (None, DRIVER_INTERFACE)):
+        if peer.connection is None and (name != "Hello" or interface not in (None, DRIVER_INTERFACE)):
             raise MethodError(
                 "AccessDenied", "Client tried to send a message other than Hello without being registered"
             )
@@ -149,7 +161,7 @@ class Driver:
                     f"Method '{name}' is only available at the canonical object path '{DRIVER_PATH}'",
                 )
             if method.privileged:
-                self._check_privilege(call, method)
+                self._check_privilege(peer, method)
             if signature != method.arguments:
                 raise MethodError(
                     "InvalidArgs",
@@ -161,8 +173,8 @@ class Driver:
             f"{DRIVER_NAME} does not understand message {name}",
         )
 
-    def _check_privilege(self, call: Call, method: Method) -> None:
-        uid = call.peer.credentials.uid
+    def _check_privilege(self, peer: Peer, method: Method) -> None:
+        uid = peer.credentials.uid
         if uid is not None and uid in (0, self.router.owner_uid):
             return
         raise MethodError(
@@ -197,7 +209,7 @@ class Driver:
     ) -> None:
         self.outbox.send_bare(
             message.peer,
-            message.header.serial,
+            message.serial,
             error_name=error_name,
             signature=signature,
             values=values,
@@ -207,7 +219,7 @@ class Driver:
 
     def refuse(self, message: Incoming, name: str, text: str) -> None:
         """Tell the sender of a message that it went nowhere."""
-        self.outbox.send_error(message.peer, message.header.serial, name, text)
+        self.outbox.send_error(message.peer, message.serial, name, text)
 
     def send_no_reply(self, peer: Peer, serial: int, name: str, text: str) -> None:
         """Tell a caller that its call will not be answered."""
@@ -235,7 +247,8 @@ class Driver:
     def _on_name_change(self, name: str, old: Connection | None, new: Connection | None) -> None:
         if old is None and new is None:
             return
-        if old is not None:  # even if it has gone: monitors see what it would have been told
+        if old is not None and (old.active or self.router.bus.matches.has_monitors):
+            # Even if it has gone: monitors see what it would have been told.
             self.outbox.send_signal(peer_of(old), "NameLost", "s", (name,))
         old_name = f"{UNIQUE_PREFIX}{old.id}" if old is not None else ""
         new_name = f"{UNIQUE_PREFIX}{new.id}" if new is not None else ""

@@ -44,7 +44,7 @@ class Call:
 
     @property
     def serial(self) -> int:
-        return self.message.header.serial
+        return self.message.serial
 
     @property
     def arguments(self) -> list[Any]:

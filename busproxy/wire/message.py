@@ -8,6 +8,7 @@ No reader may depend on that; it makes captures of two buses comparable byte for
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from busproxy.wire.header import HeaderField, MessageType
 
@@ -15,6 +16,9 @@ __all__ = ["build_message"]
 
 _FIXED = {True: struct.Struct("<BBBBIII").pack, False: struct.Struct(">BBBBIII").pack}
 _U32 = {True: struct.Struct("<I").pack, False: struct.Struct(">I").pack}
+_LITTLE, _BIG = b"lB"
+_REPLY_SERIAL_FIELD = bytes((HeaderField.REPLY_SERIAL, 1, 0x75, 0))
+_UNIX_FDS_FIELD = bytes((HeaderField.UNIX_FDS, 1, 0x75, 0))
 
 
 def build_message(
@@ -39,41 +43,43 @@ def build_message(
     The caller answers for what it says: that names are valid, that the fields its type needs are there, and
     that the body fits its signature and byte order.
     """
-    u32 = _U32[little_endian]
-    fields = bytearray()
-
-    def add_text(code: HeaderField, text: str | None) -> None:
-        if text is not None:
-            value = text.encode("ascii")
-            fields.extend(bytes(-len(fields) & 7))
-            fields.extend((code, 1, 0x6F if code == HeaderField.PATH else 0x73, 0))
-            fields.extend(u32(len(value)))
-            fields.extend(value)
-            fields.append(0)
-
-    def add_number(code: HeaderField, number: int) -> None:
-        if number:
-            fields.extend(bytes(-len(fields) & 7))
-            fields.extend((code, 1, 0x75, 0))
-            fields.extend(u32(number))
-
-    add_text(HeaderField.PATH, path)
-    if type != MessageType.SIGNAL:
-        add_text(HeaderField.DESTINATION, destination)
-    add_text(HeaderField.INTERFACE, interface)
-    add_text(HeaderField.MEMBER, member)
-    if type == MessageType.SIGNAL:
-        add_text(HeaderField.DESTINATION, destination)
-    add_text(HeaderField.ERROR_NAME, error_name)
-    add_number(HeaderField.REPLY_SERIAL, reply_serial)
+    fields = [_text_field(HeaderField.PATH, path, little_endian)] if path is not None else []
+    if destination is not None and type != MessageType.SIGNAL:
+        fields.append(_text_field(HeaderField.DESTINATION, destination, little_endian))
+    if interface is not None:
+        fields.append(_text_field(HeaderField.INTERFACE, interface, little_endian))
+    if member is not None:
+        fields.append(_text_field(HeaderField.MEMBER, member, little_endian))
+    if destination is not None and type == MessageType.SIGNAL:
+        fields.append(_text_field(HeaderField.DESTINATION, destination, little_endian))
+    if error_name is not None:
+        fields.append(_text_field(HeaderField.ERROR_NAME, error_name, little_endian))
+    if reply_serial:
+        fields.append((_REPLY_SERIAL_FIELD + _U32[little_endian](reply_serial), 0))
     if signature:
-        fields.extend(bytes(-len(fields) & 7))
-        fields.extend((HeaderField.SIGNATURE, 1, 0x67, 0, len(signature)))
-        fields.extend(signature.encode("ascii"))
-        fields.append(0)
-    add_text(HeaderField.SENDER, sender)
-    add_number(HeaderField.UNIX_FDS, unix_fds)
+        fields.append(_signature_field(signature))
+    if sender is not None:
+        fields.append(_text_field(HeaderField.SENDER, sender, little_endian))
+    if unix_fds:
+        fields.append((_UNIX_FDS_FIELD + _U32[little_endian](unix_fds), 0))
+    array = b"".join([field for field, _ in fields])
+    length = len(array) - fields[-1][1]
+    mark = _LITTLE if little_endian else _BIG
+    return _FIXED[little_endian](mark, type, flags, 1, len(body), serial, length) + array + body
 
-    mark = ord("l") if little_endian else ord("B")
-    fixed = _FIXED[little_endian](mark, type, flags, 1, len(body), serial, len(fields))
-    return fixed + bytes(fields) + bytes(-len(fields) & 7) + body
+
+@lru_cache(maxsize=4096)
+def _text_field(code: HeaderField, text: str, little_endian: bool) -> tuple[bytes, int]:
+    """A header field, padded to 8 bytes so that the next may follow, and how much of it is padding."""
+    value = text.encode("ascii")
+    kind = b"o" if code == HeaderField.PATH else b"s"
+    field = bytes((code, 1)) + kind + b"\0" + _U32[little_endian](len(value)) + value + b"\0"
+    padding = -len(field) & 7
+    return field + bytes(padding), padding
+
+
+@lru_cache(maxsize=256)
+def _signature_field(signature: str) -> tuple[bytes, int]:
+    field = bytes((HeaderField.SIGNATURE, 1, 0x67, 0, len(signature))) + signature.encode("ascii") + b"\0"
+    padding = -len(field) & 7
+    return field + bytes(padding), padding
