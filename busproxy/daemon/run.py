@@ -54,10 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(VERSION_TEXT, end="")
             return 0
         case Action.INTROSPECT:
+            from busproxy.driver import INTERFACES
             from busproxy.driver.introspection import introspect
             from busproxy.driver.outbox import DRIVER_PATH
 
-            print(introspect(DRIVER_PATH))
+            print(introspect(DRIVER_PATH, INTERFACES))
             return 0
         case Action.RUN:
             pass

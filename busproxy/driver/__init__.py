@@ -13,7 +13,7 @@ NameOwnerChanged to whoever subscribed, then NameAcquired to the new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from busproxy.driver import (
     activation,
@@ -25,7 +25,7 @@ from busproxy.driver import (
     statistics,
     subscriptions,
 )
-from busproxy.driver.call import ERROR_PREFIX, Call, Method, MethodError
+from busproxy.driver.call import ERROR_PREFIX, Call, Interface, Method, MethodError
 from busproxy.driver.flow import DriverFlow
 from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_NAME, DRIVER_PATH, Outbox
 from busproxy.peer import Peer
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
     from busproxy.driver.host import Host
     from busproxy.router import Incoming, Router
     from kdbus_core.connection import Connection
-
-
-class Interface(NamedTuple):
-    """An interface of the driver; most exist at the canonical path only."""
-
-    methods: dict[str, Method]
-    anywhere: bool = False
 
 
 def _table(*methods: Method) -> dict[str, Method]:
@@ -92,6 +85,7 @@ class Driver:
     def __init__(self, router: Router, host: Host) -> None:
         self.router = router
         self.host = host
+        self.interfaces = INTERFACES
         self.outbox = Outbox(router)
         self.statistics = statistics.Peaks()
         router.driver = self

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from busproxy.wire.marshal import unmarshal
 
@@ -78,3 +78,10 @@ class Method:
     handler: Handler
     anywhere: bool = True
     privileged: bool = False
+
+
+class Interface(NamedTuple):
+    """An interface and its methods; most exist at the canonical object path only."""
+
+    methods: dict[str, Method]
+    anywhere: bool = False

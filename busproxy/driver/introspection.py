@@ -6,11 +6,11 @@ path.  A path above the canonical one names the child that leads to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from busproxy.driver.call import Call, Method
+from busproxy.driver.call import Call, Interface, Method
 from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_PATH
 from busproxy.driver.properties import PROPERTIES
 from busproxy.wire.signatures import complete_types
@@ -69,15 +69,13 @@ def _interface(name: str, methods: dict[str, Method]) -> str:
     return f'  <interface name="{name}">\n{content}  </interface>\n'
 
 
-def introspect(path: str) -> str:
-    """The introspection data of the driver at an object path."""
-    from busproxy.driver import INTERFACES
-
+def introspect(path: str, interfaces: Mapping[str, Interface]) -> str:
+    """The introspection data of an object with these interfaces at an object path."""
     canonical = path == DRIVER_PATH
     parts = [_DOCTYPE, "<node>\n"]
     parts += [
         _interface(name, interface.methods)
-        for name, interface in INTERFACES.items()
+        for name, interface in interfaces.items()
         if canonical or interface.anywhere
     ]
     above = path.rstrip("/") + "/"
@@ -88,7 +86,7 @@ def introspect(path: str) -> str:
 
 
 def _introspect(call: Call) -> tuple[Any, ...]:
-    return (introspect(call.message.header.path or "/"),)
+    return (introspect(call.message.header.path or "/", call.driver.interfaces),)
 
 
 METHODS = (Method("Introspect", "", "s", _introspect),)

@@ -17,34 +17,32 @@ PROPERTIES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def _check_interface(interface: str) -> None:
-    from busproxy.driver import INTERFACES
-
-    if interface not in INTERFACES:
+def _check_interface(call: Call, interface: str) -> None:
+    if interface not in call.driver.interfaces:
         raise MethodError("UnknownInterface", f'Interface "{interface}" not found')
 
 
-def _check_property(interface: str, name: str) -> None:
-    _check_interface(interface)
+def _check_property(call: Call, interface: str, name: str) -> None:
+    _check_interface(call, interface)
     if interface != DRIVER_INTERFACE or name not in PROPERTIES:
         raise MethodError("UnknownProperty", f'Property "{interface}.{name}" not found')
 
 
 def _get(call: Call) -> tuple[Any, ...]:
     interface, name = call.arguments
-    _check_property(interface, name)
+    _check_property(call, interface, name)
     return (PROPERTIES[name],)
 
 
 def _get_all(call: Call) -> tuple[Any, ...]:
     (interface,) = call.arguments
-    _check_interface(interface)
+    _check_interface(call, interface)
     return (dict(PROPERTIES) if interface == DRIVER_INTERFACE else {},)
 
 
 def _set(call: Call) -> tuple[Any, ...]:
     interface, name, _value = call.arguments
-    _check_property(interface, name)
+    _check_property(call, interface, name)
     raise MethodError("PropertyReadOnly", f"Property '{interface}.{name}' cannot be set")
 
 
