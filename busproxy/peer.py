@@ -223,6 +223,7 @@ class Peer:
     def activate(self, connection: Connection, unique_name: str) -> None:
         """Hello was said: the client is on the bus now."""
         self.connection = connection
+        self.user = connection.user
         self.unique_name = unique_name
         self.phase = Phase.ACTIVE
         if self._deadline is not None:

@@ -14,9 +14,9 @@ receivers of a broadcast might differ.  A change that is not counted is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from errno import EADDRNOTAVAIL, EMFILE, ENXIO, EPERM, EREMCHG, ESRCH
+from errno import EADDRNOTAVAIL, EINVAL, EMFILE, ENXIO, EOPNOTSUPP, EPERM, EREMCHG, ESHUTDOWN, ESRCH
 from typing import TYPE_CHECKING
 
 from kdbus_core.abi import HelloFlag, MakeFlag
@@ -66,6 +66,7 @@ class Bus:
         self.audience_generation = 0
         self._pending: list[Notification] = []
         self._depth = 0
+        self._flushing = False
 
     # Connections
 
@@ -81,13 +82,15 @@ class Bus:
         description: str = "",
         limits: Limits = Limits(),  # noqa: B008 - a constant
         quota: Quota | None = None,
+        account: User | None = None,
         max_connections: int | None = None,
     ) -> Connection:
         """Make a connection (HELLO).
 
         `credentials` are those of the process that connects; `faked` are those
         it speaks for, which only an owner of the bus may do (EPERM).  The
-        connection is charged to the user it speaks for.  A `quota` that the
+        connection is charged to the user it speaks for, or to another
+        `account`.  A `quota` that the
         transport already accounts with can be handed over.  `max_connections`
         limits that user's connections (EMFILE).
         """
@@ -96,7 +99,10 @@ class Bus:
             raise KdbusError(EPERM, "only an owner of the bus may speak for others")
         if flags and flags & (HelloFlag.ACTIVATOR | HelloFlag.MONITOR) and not owner:
             raise KdbusError(EPERM, "only an owner of the bus may be a monitor or an activator")
-        user = self.domain.user((faked or credentials).uid)
+        uid = credentials.uid
+        if faked is not None and faked.uid is not None:
+            uid = faked.uid
+        user = account or self.domain.user(uid)
         if max_connections is not None and user.connections >= max_connections:
             raise KdbusError(EMFILE, f"uid {user.uid} has {user.connections} connections")
         connection = Connection(
@@ -116,6 +122,7 @@ class Bus:
         self.audience_generation += 1
         if connection.is_monitor:
             self.monitors.append(connection)
+            self.matches.add(connection, 0, Rule())  # a monitor sees everything
             self.route_generation += 1
         else:
             self._report(IdAdd(connection))
@@ -135,22 +142,31 @@ class Bus:
             del self.connections[connection.id]
             if connection.is_monitor:
                 self.monitors.remove(connection)
-            connection.user.connections -= 1
-            self.domain.forget_user(connection.user)
+            connection.user.disconnect()
 
-    def become_monitor(self, connection: Connection) -> None:
-        """Turn an ordinary connection into a monitor.
+    def become_monitor(self, connection: Connection, rules: Sequence[Rule] = (Rule(),)) -> None:
+        """Turn an ordinary connection into a monitor of what matches any of `rules`.
 
         It is said to be gone, loses its names, matches and open requests, and
-        sees everything from now on; no kdbus command does this, the D-Bus
-        method BecomeMonitor asks for it.
+        sees what others send from now on; no kdbus command does this, the D-Bus
+        method BecomeMonitor asks for it.  EOPNOTSUPP for a special connection.
         """
+        self._check_ordinary(connection)
         with self.transaction():
             self._pending.append(IdRemove(connection))
             self._retire(connection)
             connection.flags |= HelloFlag.MONITOR
             connection.is_monitor = True
             self.monitors.append(connection)
+            for cookie, rule in enumerate(rules):
+                self.matches.add(connection, cookie, rule)
+
+    @staticmethod
+    def _check_ordinary(connection: Connection) -> None:
+        if not connection.active:
+            raise KdbusError(ESHUTDOWN, f"connection {connection.id} has gone")
+        if connection.is_monitor or connection.is_activator:
+            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is a monitor or an activator")
 
     def _retire(self, connection: Connection, *, announce: bool = False) -> None:
         """Take a connection out of everything that others see of it."""
@@ -166,15 +182,18 @@ class Bus:
     def connection_info(self, *, id: int | None = None, name: str | None = None) -> ConnectionInfo:
         """What may be known of a connection (CONN_INFO), asked for by id or by name.
 
-        Faked credentials, where there are any, are the answer.  Raises ENXIO
-        for an unknown id, ESRCH for a name that nobody has.
+        Faked credentials, where there are any, are the answer.  Raises EINVAL
+        without either, ENXIO for an unknown id, ESRCH for a name that nobody
+        has, or not the connection with that id.
         """
+        if id is None and name is None:
+            raise KdbusError(EINVAL, "neither an id nor a name")
         connection: Connection | None
         if name is not None:
             entry = self.names.entry(name)
             holder = entry.holder if entry is not None else None
-            if holder is None:
-                raise KdbusError(ESRCH, f"nobody owns '{name}'")
+            if holder is None or (id is not None and holder.connection.id != id):
+                raise KdbusError(ESRCH, f"nobody, or somebody else, owns '{name}'")
             connection = holder.connection
         else:
             connection = self.connections.get(id or 0)
@@ -192,16 +211,20 @@ class Bus:
 
     def name_acquire(self, connection: Connection, name: str, flags: int) -> int:
         """NAME_ACQUIRE; see `NameRegistry.acquire`."""
+        self._check_ordinary(connection)
         with self.transaction():
             return self.names.acquire(connection, name, flags)
 
     def name_release(self, connection: Connection, name: str) -> None:
         """NAME_RELEASE; see `NameRegistry.release`."""
+        self._check_ordinary(connection)
         with self.transaction():
             self.names.release(connection, name)
 
     def name_offer(self, connection: Connection, name: str) -> None:
         """Make an activator stand in for a name; see `NameRegistry.offer`."""
+        if not connection.is_activator:
+            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is no activator")
         with self.transaction():
             self.names.offer(connection, name)
 
@@ -209,6 +232,7 @@ class Bus:
 
     def match_add(self, connection: Connection, cookie: int, rule: Rule) -> None:
         """MATCH_ADD: subscribe under a cookie; EMFILE when there are too many."""
+        self._check_ordinary(connection)
         if connection.match_count >= connection.limits.matches:
             raise KdbusError(EMFILE, f"connection {connection.id} has {connection.match_count} matches")
         self.matches.add(connection, cookie, rule)
@@ -280,15 +304,22 @@ class Bus:
         self._flush()
 
     def _flush(self) -> None:
-        if self._depth:
+        # What an observer causes waits for its turn, so that all observers see one order.
+        if self._depth or self._flushing:
             return
         pending = self._pending
-        while pending:
-            notification = pending.pop(0)
-            match notification:
-                case ReplyDead() | ReplyTimeout():
-                    if notification.requester.active:
-                        notification.requester.sink.on_reply_lost(notification)
-                case _:
-                    for observer in self.observers:
-                        observer(notification)
+        self._flushing = True
+        try:
+            while pending:
+                self._deliver(pending.pop(0))
+        finally:
+            self._flushing = False
+
+    def _deliver(self, notification: Notification) -> None:
+        match notification:
+            case ReplyDead() | ReplyTimeout():
+                if notification.requester.active:
+                    notification.requester.sink.on_reply_lost(notification)
+            case _:
+                for observer in self.observers:
+                    observer(notification)

@@ -46,20 +46,19 @@ class Domain:
         """The account of a uid; None is the account of everybody unknown."""
         user = self._users.get(uid)
         if user is None:
-            user = self._users[uid] = User(uid)
+            user = self._users[uid] = User(uid, self._forget)
         return user
 
-    def forget_user(self, user: User) -> None:
-        """Drop an account that has no connection left."""
-        if not user.connections:
-            self._users.pop(user.uid, None)
+    def _forget(self, user: User) -> None:
+        if self._users.get(user.uid) is user:
+            del self._users[user.uid]
 
     def make_bus(self, name: str, creator: Credentials, access: MakeFlag = MakeFlag(0)) -> Bus:  # noqa: B008 - a constant
         """Make a bus (BUS_MAKE); its name starts with the creator's uid and a dash.
 
         Raises EINVAL, EEXIST, EMFILE.
         """
-        if not is_valid_node_name(name) or not name.startswith(f"{creator.uid}-"):
+        if creator.uid is None or not is_valid_node_name(name) or not name.startswith(f"{creator.uid}-"):
             raise KdbusError(EINVAL, f"'{name}' is not a bus name of uid {creator.uid}")
         if name in self.buses:
             raise KdbusError(EEXIST, f"there is a bus '{name}'")

@@ -71,7 +71,7 @@ class Rule:
 
     `sender` and `destination` are a connection id or a well-known name, which
     holds while the connection owns that name.  `message_type` is the D-Bus
-    message type.
+    message type.  At most one of `path` and `path_namespace` is given.
     """
 
     message_type: int | None = None
@@ -141,15 +141,12 @@ class Audience:
         always: tuple[Connection, ...],
         tested: tuple[Entry, ...],
         keyed: tuple[tuple[dict[str, dict[Entry, None]], Envelope], ...],
+        argument_count: int,
     ) -> None:
         self.always = always
         self._tested = tested
         self._keyed = keyed
-        count = 1 if keyed else 0
-        for entry in tested:
-            count = max(count, entry.rule.arguments[-1].index + 1)
-        # A keyed rule may name further arguments, so everything may be needed.
-        self.argument_count = 64 if keyed and count else count
+        self.argument_count = argument_count
 
     def receivers(self, arguments: Arguments) -> Iterable[Connection]:
         """Everybody who gets a message with these arguments, each once."""
@@ -171,15 +168,16 @@ class Audience:
         return found
 
 
-EMPTY_AUDIENCE = Audience((), (), ())
+EMPTY_AUDIENCE = Audience((), (), (), 0)
 
 _Key = tuple[str | None, str | None, str | None, int | str | None, bool]
 
 
 class _Bucket:
-    __slots__ = ("by_argument", "plain")
+    __slots__ = ("argument_count", "by_argument", "plain")
 
     def __init__(self) -> None:
+        self.argument_count = 0  # how many leading arguments any rule in here has looked at
         self.plain: dict[Entry, None] = {}
         self.by_argument: dict[str, dict[Entry, None]] = {}
 
@@ -251,6 +249,8 @@ class _Index:
             bucket = self._buckets[key] = _Bucket()
             shape = self._shape(key)
             self._shapes[shape] = self._shapes.get(shape, 0) + 1
+        for test in entry.rule.arguments:
+            bucket.argument_count = max(bucket.argument_count, test.index + 1)
         first = _first_argument(entry.rule)
         if first is None:
             bucket.plain[entry] = None
@@ -364,20 +364,23 @@ class Matches:
         always: dict[Connection, None] = {}
         tested: list[Entry] = []
         keyed: list[tuple[dict[str, dict[Entry, None]], Envelope]] = []
+        count = 0
         for index in indices:
             if not index:
                 continue
             for bucket in index.buckets(envelope):
                 if bucket.by_argument:
                     keyed.append((bucket.by_argument, envelope))
+                    count = max(count, bucket.argument_count)
                 for entry in bucket.plain:
                     if entry.connection in always or not _header_holds(entry.rule, envelope):
                         continue
                     if entry.rule.arguments:
                         tested.append(entry)
+                        count = max(count, bucket.argument_count)
                     else:
                         always[entry.connection] = None
         if not always and not tested and not keyed:
             return EMPTY_AUDIENCE
         remaining = tuple(entry for entry in tested if entry.connection not in always)
-        return Audience(tuple(always), remaining, tuple(keyed))
+        return Audience(tuple(always), remaining, tuple(keyed), count if remaining or keyed else 0)

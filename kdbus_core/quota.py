@@ -8,19 +8,38 @@ share rule).  The method that stores is the method that charges; `refund`
 mirrors it exactly, and an account with nothing waiting does not exist.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from errno import EMFILE, ENOBUFS
 
 from kdbus_core.errors import KdbusError
 
 
 class User:
-    """Somebody who is charged: one per uid, or one per custom endpoint."""
+    """Somebody who is charged: one per uid, or one per custom endpoint.
 
-    __slots__ = ("connections", "uid")
+    `charged` counts the receivers where something of theirs waits.  An account
+    with neither connections nor charges is `settled` and may be forgotten.
+    """
 
-    def __init__(self, uid: int | None) -> None:
+    __slots__ = ("charged", "connections", "on_settled", "uid")
+
+    def __init__(self, uid: int | None, on_settled: Callable[[User], None] | None = None) -> None:
         self.uid = uid
         self.connections = 0
+        self.charged = 0
+        self.on_settled = on_settled
+
+    def disconnect(self) -> None:
+        """One connection less."""
+        self.connections -= 1
+        self.settle()
+
+    def settle(self) -> None:
+        """Say so if there is nothing left in this account."""
+        if not self.connections and not self.charged and self.on_settled is not None:
+            self.on_settled(self)
 
     def __repr__(self) -> str:
         return f"User({self.uid})"
@@ -86,6 +105,7 @@ class Quota:
         share = self.shares.get(user)
         if share is None:
             share = self.shares[user] = _Share()
+            user.charged += 1
         share.memory += size
         share.messages += 1
         share.fds += fds
@@ -108,3 +128,5 @@ class Quota:
             assert not share.memory
             assert not share.fds
             del self.shares[user]
+            user.charged -= 1
+            user.settle()

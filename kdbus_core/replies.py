@@ -17,13 +17,16 @@ request are one dictionary operation each.
 from __future__ import annotations
 
 from errno import EBADSLT, EMLINK
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from kdbus_core.errors import KdbusError
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
+
+COMPACT_AT = 1024
+"""Deadlines from which on those of answered requests are thrown out now and then."""
 
 
 class Window(dict[int, int]):
@@ -43,6 +46,7 @@ class Replies:
     def __init__(self) -> None:
         self._deadlines: list[tuple[int, int, Window, int]] = []
         self._counter = 0
+        self._compact_at = COMPACT_AT
 
     def window(self, requester: Connection, replier: Connection) -> Window:
         """The window between two connections, made when first asked for."""
@@ -63,6 +67,15 @@ class Replies:
         if deadline:
             self._counter += 1
             heappush(self._deadlines, (deadline, self._counter, window, cookie))
+            if len(self._deadlines) >= self._compact_at:
+                self._compact()
+
+    def _compact(self) -> None:
+        """Throw out the deadlines of requests that have been answered."""
+        heap = [entry for entry in self._deadlines if entry[2].get(entry[3]) == entry[0]]
+        heapify(heap)
+        self._deadlines = heap
+        self._compact_at = max(COMPACT_AT, 2 * len(heap))
 
     def is_open(self, requester: Connection, replier: Connection, cookie: int) -> bool:
         """Whether `replier` owes `requester` an answer to this request."""
@@ -106,8 +119,6 @@ class Replies:
         connection.outstanding = 0
         dead: list[tuple[Connection, int]] = []
         for requester, window in connection.duties.items():
-            if requester is connection:
-                continue
             del requester.requests[connection]
             requester.outstanding -= len(window)
             dead.extend((requester, cookie) for cookie in window)

@@ -23,9 +23,9 @@ FEDORA_PACKAGES: dict[str, str | None] = {
     "dbus-daemon": "dbus-daemon",
     "dbus-send": "dbus-tools",
     "dbus-monitor": "dbus-tools",
-    # Given as files where the package that holds them has changed between releases.
-    "dbus-test-tool": "/usr/bin/dbus-test-tool",
+    "dbus-test-tool": "dbus-daemon",
     "installed-dbus-tests": None,
+    # As a file: releases have it in different packages.
     "qdbus": "/usr/bin/qdbus-qt5",
     "python:dbus": "python3-dbus",
     "python:gi": "python3-gobject-base",
@@ -61,7 +61,7 @@ def main() -> int:
         consequence = "fail, as CI=true" if os.environ.get("CI") == "true" else "are skipped"
         print(f"Not here: {', '.join(missing)}. The tests that need them {consequence}.")
         if packages:
-            why = f", not done here: {refusal}" if refusal else ""
+            why = f" (not done here: {refusal})" if refusal else ""
             print(f"To get them{why}: {build_advice(packages)}")
     return 0
 

@@ -120,6 +120,7 @@ class Activation:
                 router.bus.owner,
                 flags=HelloFlag.ACTIVATOR,
                 description="activator",
+                account=router.bus.kernel_user,
                 limits=Limits(
                     queued_messages=1 << 30,
                     in_flight_fds=router.limits.max_outgoing_unix_fds,

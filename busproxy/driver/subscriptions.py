@@ -107,10 +107,8 @@ def monitor(peer: Peer, call: Call, rules: list[MatchRule]) -> None:
     peer.subscriptions.clear()
     peer.rules = 0
     peer.flows.clear()
-    bus.become_monitor(connection)
     peer.phase = Phase.MONITOR
-    for rule in rules:
-        bus.match_add(connection, peer.next_cookie(), core_rule(rule))
+    bus.become_monitor(connection, [core_rule(rule) for rule in rules])
 
 
 METHODS = (

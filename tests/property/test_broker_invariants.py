@@ -359,6 +359,9 @@ class BrokerMachine(RuleBasedStateMachine):
     @invariant()
     def counters_add_up(self) -> None:
         assert list(self.bus.connections.values()) == self.alive
+        for connection in self.alive:
+            assert connection.is_monitor is bool(connection.flags & HelloFlag.MONITOR)
+            assert connection.is_activator is bool(connection.flags & HelloFlag.ACTIVATOR)
         assert Counter(self.bus.monitors) == Counter(c for c in self.alive if c.is_monitor)
         users = Counter(connection.user for connection in self.alive)
         assert {user: user.connections for user in self.domain._users.values()} == users

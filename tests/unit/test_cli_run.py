@@ -25,14 +25,12 @@ PATIENCE_SECONDS = 30.0
 SHOW = "import json, os, sys; json.dump([dict(os.environ), sys.argv[1:]], sys.stdout)"
 WAIT = "import os, sys; print(os.environ['DBUS_SESSION_BUS_ADDRESS'], flush=True); sys.stdin.read()"
 TELL_SIGNAL = """\
-import signal, sys
-def tell(number, frame):
-    print(signal.Signals(number).name, flush=True)
-    sys.exit(7)
-for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-    signal.signal(number, tell)
+import signal
+signals = signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 print("ready", flush=True)
-sys.stdin.read()
+print(signal.Signals(signal.sigwait(signals)).name)
+raise SystemExit(7)
 """
 
 
@@ -121,9 +119,8 @@ def start(config: str, environment: dict[str, str]) -> Iterator[Callable[[str], 
 
     yield start_running
     for running in started:
-        if running.process.poll() is None:
-            running.process.terminate()
-            running.end()
+        running.process.terminate()
+        running.end()
 
 
 def find_daemon(address: str) -> int:

@@ -161,6 +161,10 @@ def test_a_refused_command_leaves_everything_alone() -> None:
     assert Scene().changes(command) == (False, False)
 
 
+def test_rules_outside_the_bus_that_change_make_everybody_ask_again() -> None:
+    assert Scene().changes(lambda scene: scene.bus.invalidate()) == (True, True)
+
+
 def test_when_others_are_told_of_a_change_the_generations_have_changed_already() -> None:
     scene = Scene()
     before = scene.bus.route_generation, scene.bus.audience_generation

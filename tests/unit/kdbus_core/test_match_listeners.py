@@ -108,6 +108,28 @@ def test_there_are_monitors_while_a_monitor_has_a_rule() -> None:
     assert answers == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("is_monitor", "rule", "expected"),
+    [
+        (False, ANYTHING, False),
+        (False, Rule(eavesdrop=True), True),
+        (False, Rule(member="M", arguments=FIRST_X, eavesdrop=True), True),
+        (True, ANYTHING, True),
+    ],
+)
+def test_somebody_listens_while_a_monitor_or_an_eavesdropper_has_a_rule(
+    is_monitor: bool, rule: Rule, expected: bool
+) -> None:
+    world = World()
+    listener = world.connect_monitor() if is_monitor else world.connect()
+    answers = [world.bus.matches.has_listeners]
+    world.bus.match_add(listener, 1, rule)
+    answers.append(world.bus.matches.has_listeners)
+    world.bus.match_remove(listener, 1)
+    answers.append(world.bus.matches.has_listeners)
+    assert answers == [False, expected, False]
+
+
 def test_an_ordinary_connection_that_becomes_a_monitor_starts_without_rules() -> None:
     world = World()
     listener = listening_to(world, ANYTHING)

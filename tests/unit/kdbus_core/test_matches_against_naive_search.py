@@ -168,7 +168,17 @@ def test_one_argument_is_compared_as_the_naive_judge_does_it(kind: ArgumentKind)
     texts = ["", "/", ".", *TEXTS]
     for value, text, code in product(texts, texts, "sog"):
         test = ArgumentTest(0, kind, value)
-        judge = NaiveJudge({}, Message(4, None, None, False, None, None, None, ((code, text),)))
+        message = Message(
+            type=4,
+            sender=None,
+            destination=None,
+            to_driver=False,
+            path=None,
+            interface=None,
+            member=None,
+            arguments=((code, text),),
+        )
+        judge = NaiveJudge({}, message)
         assert test.holds([(code, text)]) is judge.argument_holds(test), (test, code, text)
 
 
@@ -223,6 +233,9 @@ def test_the_index_agrees_with_a_naive_search(
         check(matches.eavesdropper_audience(envelope), message.arguments, listening_in - monitors)
         check(matches.monitor_audience(envelope), message.arguments, monitors)
         assert matches.has_monitors == any(subscription.owner == MONITOR for subscription in left)
+        assert matches.has_listeners == any(
+            subscription.owner == MONITOR or subscription.rule.eavesdrop for subscription in left
+        )
         for cookie, subscription in enumerate(wanted):
             if subscription.removed and subscription in left:
                 connection = connections[subscription.owner]
