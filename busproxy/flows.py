@@ -21,6 +21,7 @@ first message, whose bytes were the same.
 from __future__ import annotations
 
 from struct import Struct
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from busproxy.wire.body import string_arguments
@@ -50,6 +51,9 @@ its replies, which are all forgotten then."""
 MAX_HEADER = 4096
 """Messages with longer headers (bytes) are routed one by one, for a flow keeps its header."""
 
+MAX_SHARE = 0.005
+"""Seconds of a round that one peer's messages may take, those that flows forward not counted."""
+
 _LITTLE_ENDIAN = ord("l")
 _REPLIES = (2, 3)
 
@@ -60,12 +64,24 @@ _u32_big = Struct(">I").unpack_from
 
 
 class Flow(Protocol):
-    """How to deal with one more message like the first one."""
+    """How to deal with one more message like the first one; `is_costly` if it is not just passed on."""
+
+    is_costly: bool
 
     def forward(
-        self, peer: Peer, data: bytes | bytearray, start: int, body: int, end: int, serial: int
+        self,
+        peer: Peer,
+        data: bytes | bytearray,
+        start: int,
+        body: int,
+        end: int,
+        serial: int,
+        is_checked: bool = False,
     ) -> bool:
-        """Deal with the message at data[start:end]; False: it has to be routed in full."""
+        """Deal with the message at data[start:end]; False: it has to be routed in full.
+
+        The body of the flow's first message was checked before there was a flow.
+        """
 
 
 class FlowTable:
@@ -135,6 +151,8 @@ class UnicastFlow:
         "_user",
     )
 
+    is_costly = False
+
     def __init__(
         self,
         bus: Bus,
@@ -162,13 +180,20 @@ class UnicastFlow:
         self._reply_serial_at = reply_serial_at
 
     def forward(
-        self, peer: Peer, data: bytes | bytearray, start: int, body: int, end: int, serial: int
+        self,
+        peer: Peer,
+        data: bytes | bytearray,
+        start: int,
+        body: int,
+        end: int,
+        serial: int,
+        is_checked: bool = False,
     ) -> bool:
         stream = self._stream
         if self._generation != self._bus.route_generation or stream.blocked:
             return False
         size = end - body
-        if size != self._body_length:
+        if size != self._body_length and not is_checked:
             self._checker(data, body, end)
         window = self._requests
         if window is not None:
@@ -216,6 +241,8 @@ class BroadcastFlow:
         "_user",
     )
 
+    is_costly = False
+
     def __init__(
         self,
         bus: Bus,
@@ -241,11 +268,18 @@ class BroadcastFlow:
         self._body_length = -1 if body_length is None else body_length
 
     def forward(
-        self, peer: Peer, data: bytes | bytearray, start: int, body: int, end: int, serial: int
+        self,
+        peer: Peer,
+        data: bytes | bytearray,
+        start: int,
+        body: int,
+        end: int,
+        serial: int,
+        is_checked: bool = False,
     ) -> bool:
         if self._generation != self._bus.audience_generation:
             return False
-        if end - body != self._body_length:
+        if end - body != self._body_length and not is_checked:
             self._checker(data, body, end)
         audience = self._audience
         if audience.argument_count:
@@ -286,8 +320,9 @@ def audience_of(
 def relay(peer: Peer, data: bytes | bytearray) -> int:
     """Deal with every whole message in `data`; returns how many bytes that were.
 
-    Raises ProtocolError where the peer broke the rules; what came before has
-    been dealt with.
+    Whoever asks for much work gets a bounded time: whole messages may be left
+    over, for the next round.  Raises ProtocolError where the peer broke the
+    rules; what came before has been dealt with.
     """
     size = len(data)
     route = peer.router.route
@@ -297,6 +332,7 @@ def relay(peer: Peer, data: bytes | bytearray) -> int:
     layouts = flows.reply_layouts
     is_whole = type(data) is bytearray  # one collected message: its slices cannot be dictionary keys
     start = 0
+    deadline = monotonic() + MAX_SHARE
     while size - start >= 16:
         if data[start] == _LITTLE_ENDIAN:
             body_length, serial, fields_length = _lengths_little(data, start + 4)
@@ -334,4 +370,6 @@ def relay(peer: Peer, data: bytes | bytearray) -> int:
                 return size
         peer.messages_received += 1
         start = end
+        if (not done or flow.is_costly) and monotonic() > deadline:  # type: ignore[union-attr]
+            break
     return start

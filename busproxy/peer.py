@@ -13,15 +13,15 @@ complete message yet, and its credentials' pidfd.  Everything is given back in
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import deque
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from busproxy.flows import FlowTable, relay
 from busproxy.transport.fds import FdSet, close_all
-from busproxy.transport.streams import Stream
+from busproxy.transport.streams import MAX_FDS, Stream
 from busproxy.wire.errors import ProtocolError
 from busproxy.wire.header import message_length
 from busproxy.wire.sasl import SaslServer
@@ -82,6 +82,7 @@ class Peer:
         "peak_names",
         "peak_rules",
         "phase",
+        "pidfd",
         "quota",
         "router",
         "rules",
@@ -105,6 +106,7 @@ class Peer:
         self.credentials = credentials
         self.user = user
         self.quota = quota
+        self.pidfd = FdSet([credentials.pidfd]) if credentials.pidfd is not None else None
         self.phase = Phase.HANDSHAKE
         self.closed = False
         self.connection: Connection | None = None
@@ -170,7 +172,9 @@ class Peer:
             rest = len(data) - consumed
             if rest >= 16:
                 size = message_length(data, consumed)
-                if size > COLLECT_SIZE:
+                if size <= rest:
+                    self.stream.defer()  # a whole message: its turn is in the next round
+                elif size > COLLECT_SIZE:
                     self.stream.collect(data[consumed:], size)
                     rest = 0
                     self.peak_incoming_bytes = max(self.peak_incoming_bytes, size)
@@ -198,9 +202,13 @@ class Peer:
     # Handshake
 
     def _handshake(self, sasl: SaslServer, data: bytes | bytearray) -> bytes:
-        close_all(self._fds)  # descriptors have no meaning before the first message
-        self._fds.clear()
+        if self.stream.blocked:
+            self.disconnect("the answers of the handshake are not read")
+            return b""
         answer = sasl.feed(bytes(data))
+        if not (sasl.begun and sasl.leftover):
+            close_all(self._fds)  # descriptors have no meaning before the first message
+            self._fds.clear()
         if answer:
             self.stream.push(answer, self.router.bus.kernel_user)
         if sasl.failed is not None:
@@ -212,6 +220,9 @@ class Peer:
         if not self.router.admits(self, sasl.uid):
             self.disconnect("the policy does not let this user connect")
             return b""
+        if sasl.uid is None:
+            # An anonymous client has a process, but is nobody.
+            self.credentials = replace(self.credentials, uid=None, gid=None, groups=None)
         self._sasl = None
         self.unix_fds = sasl.unix_fds
         self.phase = Phase.REGISTERING
@@ -238,8 +249,9 @@ class Peer:
             return
         self._fds.extend(fds)
         self.peak_incoming_fds = max(self.peak_incoming_fds, len(self._fds))
-        if len(self._fds) > self.router.limits.max_message_unix_fds:
-            self.disconnect(f"more than {self.router.limits.max_message_unix_fds} file descriptors at once")
+        limit = min(self.router.limits.max_message_unix_fds, MAX_FDS)
+        if len(self._fds) > limit:
+            self.disconnect(f"more than {limit} file descriptors at once")
 
     def take_fds(self, count: int) -> FdSet | None:
         """The descriptors of the message at hand; the caller is their holder."""
@@ -302,5 +314,5 @@ class Peer:
         self.flows.clear()
         self.router.on_closed(self)
         self.phase = Phase.CLOSED
-        if self.credentials.pidfd is not None:
-            os.close(self.credentials.pidfd)
+        if self.pidfd is not None:
+            self.pidfd.release()

@@ -328,7 +328,15 @@ class Router:
         )
         if header.sender_span is None:
             message.peer.flows.add(flow, message.data, message.start, message.body, 0)
-        flow.forward(message.peer, message.data, message.start, message.body, message.end, message.serial)
+        flow.forward(
+            message.peer,
+            message.data,
+            message.start,
+            message.body,
+            message.end,
+            message.serial,
+            is_checked=True,
+        )
 
     def copy_to(
         self, receivers: Iterable[Connection], message: bytes, user: User, fds: FdSet | None = None
@@ -422,7 +430,9 @@ class Router:
                 reply_serial_at=reply_serial_at,
             )
             peer.flows.add(flow, message.data, message.start, message.body, reply_serial_at)
-            if flow.forward(peer, message.data, message.start, message.body, message.end, message.serial):
+            if flow.forward(
+                peer, message.data, message.start, message.body, message.end, message.serial, is_checked=True
+            ):
                 return
         self._deliver_singly(message, sender, receiver, others)
 

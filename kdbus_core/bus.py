@@ -14,6 +14,7 @@ receivers of a broadcast might differ.  A change that is not counted is a bug.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EADDRNOTAVAIL, EINVAL, EMFILE, ENXIO, EOPNOTSUPP, EPERM, EREMCHG, ESHUTDOWN, ESRCH
@@ -64,7 +65,7 @@ class Bus:
         self.observers: list[Observer] = []
         self.route_generation = 0
         self.audience_generation = 0
-        self._pending: list[Notification] = []
+        self._pending: deque[Notification] = deque()
         self._depth = 0
         self._flushing = False
 
@@ -311,7 +312,7 @@ class Bus:
         self._flushing = True
         try:
             while pending:
-                self._deliver(pending.pop(0))
+                self._deliver(pending.popleft())
         finally:
             self._flushing = False
 

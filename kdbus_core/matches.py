@@ -217,20 +217,26 @@ def _header_holds(rule: Rule, envelope: Envelope) -> bool:
     return _is(envelope.destination, rule.destination)
 
 
-def _namespaces(path: str) -> Iterator[str]:
-    yield path
-    while path != "/":
-        path = path[: path.rindex("/")] or "/"
+def _namespaces(path: str, longest: int) -> Iterator[str]:
+    """The path and those above it, none longer than `longest`: a path may have any number of elements."""
+    if len(path) <= longest:
         yield path
+    end = path.rfind("/", 0, longest + 1)
+    while end > 0:
+        yield path[:end]
+        end = path.rfind("/", 0, end)
+    if path != "/":
+        yield "/"
 
 
 class _Index:
     """Rules of one kind of listener."""
 
-    __slots__ = ("_buckets", "_shapes")
+    __slots__ = ("_buckets", "_longest_namespace", "_shapes")
 
     def __init__(self) -> None:
         self._buckets: dict[_Key, _Bucket] = {}
+        self._longest_namespace = 1
         # How many buckets there are of each shape: which key parts are given.
         self._shapes: dict[tuple[bool, bool, bool, bool, bool], int] = {}
 
@@ -249,6 +255,8 @@ class _Index:
             bucket = self._buckets[key] = _Bucket()
             shape = self._shape(key)
             self._shapes[shape] = self._shapes.get(shape, 0) + 1
+            if entry.rule.path_namespace is not None:
+                self._longest_namespace = max(self._longest_namespace, len(entry.rule.path_namespace))
         for test in entry.rule.arguments:
             bucket.argument_count = max(bucket.argument_count, test.index + 1)
         first = _first_argument(entry.rule)
@@ -287,7 +295,9 @@ class _Index:
             if with_path:
                 if envelope.path is None:
                     continue
-                paths = _namespaces(envelope.path) if is_namespace else (envelope.path,)
+                paths = (
+                    _namespaces(envelope.path, self._longest_namespace) if is_namespace else (envelope.path,)
+                )
             if (with_interface and envelope.interface is None) or (with_member and envelope.member is None):
                 continue
             interface = envelope.interface if with_interface else None

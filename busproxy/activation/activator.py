@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from busproxy.activation.launcher import Launcher, LaunchError, Process
 from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, Incoming, peer_of
 from busproxy.wire.marshal import unmarshal
-from busproxy.wire.names import is_well_known_name
+from busproxy.wire.names import is_error_name, is_well_known_name
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Connection, Limits
 from kdbus_core.errors import KdbusError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kdbus_core.quota import Quota
 
 SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
+FAILED = "org.freedesktop.DBus.Error.Failed"
 TIMED_OUT = "org.freedesktop.DBus.Error.TimedOut"
 
 SYSTEMD_NAME = "org.freedesktop.systemd1"
@@ -69,6 +70,11 @@ class Start:
         """Keep a message, charged to its sender; raises KdbusError when that has too much here."""
         self._quota.charge(message.peer.user, message.end - message.start, _count(message))
         self.held.append(_copy(message))
+
+    def hold_caller(self, message: Incoming) -> None:
+        """Keep a StartServiceByName, charged likewise."""
+        self._quota.charge(message.peer.user, message.end - message.start, _count(message))
+        self.callers.append(_copy(message))
 
     def release(self, message: Incoming) -> None:
         """A held message was dealt with."""
@@ -201,8 +207,14 @@ class Activation:
     def start_for_caller(self, message: Incoming, name: str) -> None:
         """Start a service because StartServiceByName says so; the reply comes when it has its name."""
         start = self._begin(message, name)
-        if start is not None:
-            start.callers.append(_copy(message))
+        if start is None:
+            return
+        try:
+            start.hold_caller(message)
+        except KdbusError as error:
+            self._router.driver.refuse(
+                message, LIMITS_EXCEEDED, f"Too much is waiting for {name} to start: {error.why}"
+            )
 
     def _begin(self, message: Incoming, name: str) -> Start | None:
         """The attempt that is under way, or a new one; None when there may be no more."""
@@ -276,12 +288,15 @@ class Activation:
             return
         if header.signature != "sss":
             return
-        if self._router.bus.names.owner(SYSTEMD_NAME) is not message.peer.connection:
+        owner = self._router.bus.names.owner(SYSTEMD_NAME)
+        if owner is None or owner is not message.peer.connection:
             self._router.driver.refuse(message, ACCESS_DENIED, "Only systemd can report a failed activation")
             return
         unit, name, text = unmarshal(
             header.signature, message.data, message.body, message.end, header.little_endian
         )
+        if not is_error_name(name):
+            name = FAILED
         for start in list(self._starts.values()):
             if start.service.systemd_service == unit:
                 self._fail(start, name, text)
@@ -307,14 +322,18 @@ class Activation:
         for message in ended.callers:
             if not message.peer.closed:
                 router.driver.outbox.send_reply(message.peer, message.serial, "u", (STARTED,))
+            ended.release(message)
 
     def on_disconnected(self, peer: Peer) -> None:
         """A peer goes: what it has waiting is dropped."""
         for start in self._starts.values():
-            for message in [held for held in start.held if held.peer is peer]:
-                start.held.remove(message)
+            gone = [message for message in (*start.held, *start.callers) if message.peer is peer]
+            if not gone:
+                continue
+            start.held = [message for message in start.held if message.peer is not peer]
+            start.callers = [message for message in start.callers if message.peer is not peer]
+            for message in gone:
                 start.release(message)
-            start.callers = [caller for caller in start.callers if caller.peer is not peer]
 
     def _fail(self, start: Start, error_name: str, text: str) -> None:
         if self._end(start.name) is None:
@@ -325,6 +344,7 @@ class Activation:
             start.release(message)
         for message in start.callers:
             self._router.driver.refuse(message, error_name, text)
+            start.release(message)
 
     def _end(self, name: str) -> Start | None:
         start = self._starts.pop(name, None)
@@ -337,7 +357,7 @@ class Activation:
         for name in list(self._starts):
             ended = self._end(name)
             if ended is not None:
-                for message in ended.held:
+                for message in (*ended.held, *ended.callers):
                     ended.release(message)
 
 

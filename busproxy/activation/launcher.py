@@ -13,6 +13,7 @@ other end is a `LaunchError`.  Services are not ended with the bus.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -75,10 +76,16 @@ class Process:
 
 
 class Launcher:
-    """Executes services; `environment` is what they start with."""
+    """Executes services; `environment` and the `fd_limit` (soft, hard) are what they start with."""
 
     def __init__(
-        self, environment: Mapping[str, str], *, bus_type: str | None, address: str, helper: str | None
+        self,
+        environment: Mapping[str, str],
+        *,
+        bus_type: str | None,
+        address: str,
+        helper: str | None,
+        fd_limit: tuple[int, int],
     ) -> None:
         self.environment = dict(environment)
         self.environment["DBUS_STARTER_ADDRESS"] = address
@@ -89,6 +96,11 @@ class Launcher:
         elif bus_type == "system":
             self.environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
         self._helper = helper
+        self._fd_limit = fd_limit
+
+    def _restore_fd_limit(self) -> None:
+        """A service starts with the limit that the bus was started with."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._fd_limit)
 
     def launch(
         self,
@@ -105,8 +117,10 @@ class Launcher:
             except CommandLineError as error:
                 raise LaunchError("InvalidArgs", str(error)) from error
         try:
-            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=self.environment)
-        except (OSError, ValueError, IndexError) as error:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, env=self.environment, preexec_fn=self._restore_fd_limit
+            )
+        except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise LaunchError(
                 "Spawn.ExecFailed", f"Failed to execute program {service.name}: {reason}"

@@ -35,6 +35,7 @@ def private_bus(config: Sequence[str]) -> Iterator[str]:
             [sys.executable, "-m", "busproxy.daemon", *config, "--nofork", f"--print-address={send}"],
             pass_fds=(send,),
             stdin=subprocess.DEVNULL,
+            process_group=0,  # what is typed at the terminal is for the command
         )
         os.close(send)
         try:

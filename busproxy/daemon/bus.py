@@ -8,7 +8,6 @@ everything back in `close`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
@@ -59,6 +58,7 @@ class EmbeddedBus:
         log: logging.Logger,
         *,
         systemd_activation: bool,
+        fd_limit: tuple[int, int],
     ) -> None:
         self.pid = os.getpid()
         self.uid = os.geteuid()
@@ -76,7 +76,13 @@ class EmbeddedBus:
         self.guid = self.bus.id128.hex()
         self.router = Router(self.bus, poller, loop, log, config.limits, config.connect, self.uid)
         self.driver = Driver(self.router, self)
-        launcher = Launcher(os.environ, bus_type=config.type, address=address, helper=config.servicehelper)
+        launcher = Launcher(
+            os.environ,
+            bus_type=config.type,
+            address=address,
+            helper=config.servicehelper,
+            fd_limit=fd_limit,
+        )
         self._service_directories: list[str] = []
         self._strict_directories: set[str] = set()
         self._scanned: list[int] = []
@@ -215,9 +221,6 @@ class EmbeddedBus:
 
     def machine_id(self) -> str:
         return machine_id()
-
-    def duplicate(self, fd: int) -> int:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
 
     # The end
 

@@ -24,17 +24,20 @@ def fork_into_background(*, keep_umask: bool) -> int:
     os.close(receive)
     os.setsid()
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
     if not keep_umask:
         os.umask(0o022)
     return send
 
 
 def say_ready(fd: int) -> None:
-    """Let the waiting parent end with success."""
+    """Let the waiting parent end with success, and let go of what is left of the terminal.
+
+    Not before: address and pid may have to be written there.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
     with contextlib.suppress(OSError):
         os.write(fd, b"\n")
     os.close(fd)
@@ -61,13 +64,14 @@ def write_line(fd: int, text: str) -> None:
         os.close(fd)
 
 
-def raise_fd_limit() -> None:
-    """Allow as many descriptors as the system lets us."""
+def raise_fd_limit() -> tuple[int, int]:
+    """Allow as many descriptors as the system lets us; returns the limits (soft, hard) there were."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_FDS if hard == resource.RLIM_INFINITY else min(WANTED_FDS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return soft, hard
 
 
 def become_user(name: str) -> None:

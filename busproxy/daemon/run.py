@@ -77,7 +77,7 @@ def _start(options: Options) -> None:
     if config.pidfile and options.write_pidfile and os.path.exists(config.pidfile):
         # Before the sockets are made: those of a bus that runs must not be touched.
         raise StartError(_PID_FILE_EXISTS.format(config.pidfile))
-    process.raise_fd_limit()
+    fd_limit = process.raise_fd_limit()
     listeners = _listen(options, config, inherited)
     address = advertised_address(listeners)
     pid_file: process.PidFile | None = None
@@ -99,7 +99,7 @@ def _start(options: Options) -> None:
                 raise StartError(f'Cannot become user "{config.user}": {error}') from error
         loop, poller = _make_loop(options)
         try:
-            _serve(options, config, listeners, address, loop, poller, notifier, parent)
+            _serve(options, config, listeners, address, loop, poller, notifier, parent, fd_limit)
         finally:
             loop.close()
     finally:
@@ -136,6 +136,7 @@ def _serve(
     poller: Poller,
     notifier: Notifier,
     parent: int | None,
+    fd_limit: tuple[int, int],
 ) -> None:
     from busproxy.daemon.bus import EmbeddedBus
 
@@ -152,6 +153,7 @@ def _serve(
         poller,
         log,
         systemd_activation=options.systemd_activation,
+        fd_limit=fd_limit,
     )
 
     def reload() -> None:

@@ -11,17 +11,25 @@ from typing import Any
 from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.names import find_owner
 from busproxy.driver.outbox import DRIVER_NAME
-from busproxy.transport.fds import FdSet
+from busproxy.router import peer_of
+from kdbus_core.connection import Connection
 from kdbus_core.metadata import Credentials
 
 
-def _credentials(call: Call, name: str, what: str) -> Credentials:
-    host = call.driver.host
+def _owner(call: Call, name: str, what: str) -> Connection | None:
+    """Who is asked about; None for the bus itself."""
     if name == DRIVER_NAME:
-        return Credentials(uid=host.uid, pid=host.pid)
+        return None
     owner = find_owner(call, name)
     if owner is None:
         raise MethodError("NameHasNoOwner", f"Could not get {what} of name '{name}': no such name")
+    return owner
+
+
+def _credentials(call: Call, name: str, what: str) -> Credentials:
+    owner = _owner(call, name, what)
+    if owner is None:
+        return Credentials(uid=call.driver.host.uid, pid=call.driver.host.pid)
     return call.driver.router.bus.connection_info(id=owner.id).credentials
 
 
@@ -73,12 +81,12 @@ def _get_credentials(call: Call) -> tuple[Any, ...] | None:
         answer["UnixGroupIDs"] = ("au", sorted(gids))
     if known.label is not None:
         answer["LinuxSecurityLabel"] = ("ay", known.label + b"\0")
-    if known.pidfd is None or not call.peer.unix_fds:
+    owner = _owner(call, name, "credentials")
+    fds = peer_of(owner).pidfd if owner is not None else None
+    if fds is None or not call.peer.unix_fds:
         return (answer,)
     answer["ProcessFD"] = ("h", 0)
-    fds = FdSet([call.driver.host.duplicate(known.pidfd)])
     call.driver.outbox.send_reply(call.peer, call.serial, "a{sv}", (answer,), fds)
-    fds.release()
     return None
 
 

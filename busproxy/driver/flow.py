@@ -32,11 +32,21 @@ class DriverFlow:
         self._check = body_checker(header.signature, header.little_endian)
         self._generation = driver.router.bus.route_generation
 
+    is_costly = True
+
     def forward(
-        self, peer: Peer, data: bytes | bytearray, start: int, body: int, end: int, serial: int
+        self,
+        peer: Peer,
+        data: bytes | bytearray,
+        start: int,
+        body: int,
+        end: int,
+        serial: int,
+        is_checked: bool = False,
     ) -> bool:
         if self._generation != self._driver.router.bus.route_generation:
             return False
-        self._check(data, body, end)
+        if not is_checked:
+            self._check(data, body, end)
         self._driver.call(self._method, Incoming(peer, self._header, data, start, end, None, serial))
         return True

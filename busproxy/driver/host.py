@@ -25,8 +25,5 @@ class Host(Protocol):
     def has_selinux(self) -> bool:
         """Whether security labels are SELinux contexts here."""
 
-    def duplicate(self, fd: int) -> int:
-        """A copy of a descriptor, closed on exec; the caller owns it."""
-
     def reload(self) -> None:
         """Read the configuration again; raises ValueError with what is wrong with it."""

@@ -48,6 +48,7 @@ def _hello(call: Call) -> None:
                 description="busproxy",
                 limits=router.connection_limits(),
                 quota=peer.quota,
+                account=bus.domain.user(peer.user.uid),
                 max_connections=limits.max_connections_per_user,
             )
         except KdbusError as error:

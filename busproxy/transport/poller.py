@@ -36,8 +36,8 @@ _READABLE = _READ | _FAILED
 
 MAX_EVENTS = 512
 
-MAX_ROUNDS = 32
-"""Rounds of a drain before a loop that is not ours gets its turn."""
+MAX_DRAIN = 0.01
+"""Seconds of a drain before a loop that is not ours gets its turn."""
 
 
 class Poller:
@@ -46,6 +46,7 @@ class Poller:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.touched: list[Stream] = []
+        self.deferred: list[Stream] = []
         self._streams: dict[int, Stream] = {}
         self._serving = False
         self._hurried = False
@@ -66,8 +67,8 @@ class Poller:
     # Streams
 
     def add(self, stream: Stream) -> None:
-        self._streams[stream.fd] = stream
         self.epoll.register(stream.fd, _READ)
+        self._streams[stream.fd] = stream
 
     def remove(self, stream: Stream) -> None:
         self.epoll.unregister(stream.fd)
@@ -94,15 +95,19 @@ class Poller:
         """Send what was queued."""
         touched = self.touched
         while touched:
-            touched.pop().flush()
+            stream = touched.pop()
+            try:
+                stream.flush()
+            except Exception as error:  # a bug must cost one client, never the bus
+                stream.fail(error)
 
     # Rounds
 
     def serve(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """One round: deal with the ready streams and flush; returns the events that are not ours."""
         streams = self._streams
-        touched = self.touched
         foreign: list[tuple[int, int]] = []
+        deferred, self.deferred = self.deferred, []
         self._serving = True
         try:
             for fd, event in events:
@@ -111,7 +116,7 @@ class Poller:
                     foreign.append((fd, event))
                     continue
                 try:
-                    if event & _READABLE:
+                    if event & _READABLE and not stream.deferred:
                         stream.on_readable()
                         if stream.closed:
                             continue
@@ -119,11 +124,20 @@ class Poller:
                         stream.on_writable()
                 except Exception as error:  # a bug must cost one client, never the bus
                     stream.fail(error)
-            while touched:
-                touched.pop().flush()
+            if deferred:
+                self._resume(deferred)
+            self.flush()
         finally:
             self._serving = False
         return foreign
+
+    @staticmethod
+    def _resume(deferred: list[Stream]) -> None:
+        for stream in deferred:
+            try:
+                stream.resume()
+            except Exception as error:  # as above
+                stream.fail(error)
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
         """Serve streams until something else is ready, the time (seconds) is over or the loop is wanted."""
@@ -131,8 +145,8 @@ class Poller:
         deadline = None if timeout is None or timeout <= 0 else time.monotonic() + timeout
         self._hurried = False
         while True:
-            events = poll(timeout, MAX_EVENTS)
-            if not events:
+            events = poll(0 if self.deferred else timeout, MAX_EVENTS)
+            if not events and not self.deferred:
                 return []
             foreign = self.serve(events)
             if foreign or self._hurried or timeout == 0:
@@ -143,11 +157,17 @@ class Poller:
                     return []
 
     def _drain(self) -> None:
-        for _ in range(MAX_ROUNDS):
+        end = time.monotonic() + MAX_DRAIN
+        self._hurried = False
+        while True:
             events = self.epoll.poll(0, MAX_EVENTS)
-            if not events:
+            if not events and not self.deferred:
                 return
             self.serve(events)
+            if self._hurried or time.monotonic() >= end:
+                if self.deferred and self._schedule is not None:
+                    self._schedule(self._drain)
+                return
 
 
 class LoopSelector(selectors.BaseSelector):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import socket
 from array import array
 from collections import deque
-from errno import ETOOMANYREFS
+from errno import ECONNRESET, EPIPE, ETOOMANYREFS
 from typing import TYPE_CHECKING, Protocol
 
 from busproxy.transport.fds import FdSet, close_all
@@ -40,8 +40,10 @@ several times what the read does.
 MAX_PARTS = 512
 """Parts handed to the kernel in one call; its own limit (IOV_MAX) is 1024."""
 
-_MAX_FDS = 253  # SCM_MAX_FD of Linux
-_ANCILLARY_SIZE = socket.CMSG_SPACE(_MAX_FDS * 4)
+MAX_FDS = 253
+"""File descriptors that can travel at once: SCM_MAX_FD of Linux."""
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 Part = bytes | bytearray | memoryview
 
@@ -86,6 +88,7 @@ class Stream:
         "_wanted",
         "blocked",
         "closed",
+        "deferred",
         "fd",
         "has_large",
         "out",
@@ -113,6 +116,7 @@ class Stream:
         self.touched = False
         self.blocked = False
         self.closed = False
+        self.deferred = False
         self._backlog: deque[_Waiting] = deque()
         self._filling: bytearray | None = None
         self._filled = 0
@@ -147,6 +151,17 @@ class Stream:
         else:
             close_all(fds)
             self._receiver.on_lost("end of stream")
+
+    def defer(self) -> None:
+        """Call the receiver again in the next round, without reading more until then."""
+        self.deferred = True
+        self.poller.deferred.append(self)
+
+    def resume(self) -> None:
+        """The next round has come."""
+        self.deferred = False
+        if not self.closed:
+            self._receiver.on_data(b"", [])
 
     def collect(self, start: bytes | bytearray, size: int) -> None:
         """Collect one message of `size` bytes that begins with `start`.
@@ -237,7 +252,7 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             sent, size = 0, 1
         except OSError as error:
-            self._receiver.on_lost(error.strerror or str(error))
+            self._on_send_error(error)
             return
         if sent == size:
             out.clear()
@@ -247,6 +262,28 @@ class Stream:
         else:
             self._stash(sent)
             self.on_writable()
+
+    def _on_send_error(self, error: OSError) -> None:
+        """A client that reads no more may have sent something before it went: only reading tells its end."""
+        if error.errno not in (EPIPE, ECONNRESET):
+            self._receiver.on_lost(error.strerror or str(error))
+            return
+        self._drop_all()
+        if self.blocked:
+            self.blocked = False
+            self.poller.want_readable(self)
+
+    def _drop_all(self) -> None:
+        """Let go of everything that waits to be sent."""
+        for _, fds in self.out_fds:
+            fds.release()
+        while self._backlog:
+            self._drop(self._backlog.popleft())
+        self.out.clear()
+        self.out_marks.clear()
+        self.out_fds.clear()
+        self.source = None
+        self.has_large = False
 
     def _stash(self, sent: int) -> None:
         """Move what is left of `out` after `sent` bytes to the backlog, charged."""
@@ -303,7 +340,7 @@ class Stream:
                 self.poller.want_writable(self)
             return
         except OSError as error:
-            self._receiver.on_lost(error.strerror or str(error))
+            self._on_send_error(error)
             return
         if self.blocked:
             self.blocked = False
@@ -360,13 +397,7 @@ class Stream:
         self.closed = True
         self.poller.remove(self)
         self.sock.close()
-        for _, fds in self.out_fds:
-            fds.release()
-        while self._backlog:
-            self._drop(self._backlog.popleft())
-        self.out.clear()
-        self.out_marks.clear()
-        self.out_fds.clear()
+        self._drop_all()
         self._filling = None
 
 
