@@ -431,8 +431,9 @@ def test_a_signal_ends_it_and_what_it_made_is_gone(place: Place, kind: str, numb
         pytest.skip("dbus-daemon dies of SIGINT")
     place.configure(pidfile=True)
     process, address = place.start(kind)
-    assert place.pidfile.read_text() == f"{process.pid}\n"
     with RawClient(address) as client:
+        # Only now: dbus-daemon writes the file after it has printed its address.
+        assert place.pidfile.read_text() == f"{process.pid}\n"
         assert end(process, number) == 0
         with pytest.raises((Disconnected, ConnectionResetError)):
             client.receive()

@@ -215,5 +215,6 @@ def test_no_case_is_forgotten(program: str) -> None:
         timeout=CASE_SECONDS,
         check=True,
     ).stdout
-    offered = {line for line in listed.splitlines() if line.startswith("/")}
+    lines = (line.removeprefix("# ") for line in listed.splitlines())  # newer GLib lists them as comments
+    offered = {line for line in lines if line.startswith("/")}
     assert offered == {*CASES[program], *LEFT_OUT.get(program, {})}
