@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from errno import EADDRNOTAVAIL, EMLINK
-from struct import Struct
 from typing import TYPE_CHECKING, cast
 
 from busproxy.flows import BroadcastFlow, UnicastFlow, audience_of
+from busproxy.incoming import Incoming
 from busproxy.peer import Peer, Phase
 from busproxy.transport.fds import FdSet
 from busproxy.transport.streams import Stream
@@ -27,9 +27,7 @@ from busproxy.wire.errors import ProtocolError
 from busproxy.wire.header import (
     NO_AUTO_START,
     NO_REPLY_EXPECTED,
-    Header,
     MessageType,
-    fields_with_sender,
     parse_header,
 )
 from kdbus_core.connection import Limits as ConnectionLimits
@@ -64,7 +62,6 @@ _REPLIES = (MessageType.METHOD_RETURN, MessageType.ERROR)
 UNKNOWN_TYPE_ERROR = ACCESS_DENIED
 UNKNOWN_TYPE_TEXT = "Message bus will not accept messages of unknown type\n"
 
-_U32 = {True: Struct("<I").pack, False: Struct(">I").pack}
 _TYPE_NAMES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 
 
@@ -79,45 +76,6 @@ def connection_id(unique_name: str) -> int | None:
 def peer_of(connection: Connection) -> Peer:
     """The client behind a proxied connection."""
     return cast(Peer, connection.sink)
-
-
-class Incoming:
-    """A checked message that a peer has sent: data[start:end], body from `body`.
-
-    The header may be that of an earlier message of the same flow; only `serial`
-    and the lengths are this one's own.
-    """
-
-    __slots__ = ("body", "data", "end", "fds", "header", "peer", "serial", "start")
-
-    def __init__(
-        self,
-        peer: Peer,
-        header: Header,
-        data: bytes | bytearray,
-        start: int,
-        end: int,
-        fds: FdSet | None,
-        serial: int,
-    ) -> None:
-        self.peer = peer
-        self.header = header
-        self.serial = serial
-        self.data = data
-        self.start = start
-        self.body = start + header.length
-        self.end = end
-        self.fds = fds
-
-    def tail(self, sender: str) -> bytes:
-        """The outgoing header from its field length on."""
-        length, fields = fields_with_sender(self.data, self.start, self.header, sender)
-        return _U32[self.header.little_endian](length) + fields
-
-    def with_sender(self, sender: str) -> bytes:
-        """The whole message as receivers get it."""
-        start = self.start
-        return b"".join((self.data[start : start + 12], self.tail(sender), self.data[self.body : self.end]))
 
 
 class Router:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from busproxy.activation.launcher import Launcher, LaunchError, Process
-from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, Incoming, peer_of
+from busproxy.incoming import Incoming
+from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, peer_of
 from busproxy.wire.marshal import unmarshal
 from busproxy.wire.names import is_error_name, is_well_known_name
 from kdbus_core.abi import HelloFlag
@@ -66,28 +67,16 @@ class Start:
         self.timer: asyncio.TimerHandle | None = None
         self.process: Process | None = None
 
-    def hold(self, message: Incoming) -> None:
-        """Keep a message, charged to its sender; raises KdbusError when that has too much here."""
-        self._quota.charge(message.peer.user, message.end - message.start, _count(message))
-        self.held.append(_copy(message))
-
-    def hold_caller(self, message: Incoming) -> None:
-        """Keep a StartServiceByName, charged likewise."""
-        self._quota.charge(message.peer.user, message.end - message.start, _count(message))
-        self.callers.append(_copy(message))
+    def hold(self, message: Incoming, queue: list[Incoming]) -> None:
+        """Keep a message in one of the queues; KdbusError when its sender has too much here."""
+        self._quota.charge(message.peer.user, message.size, message.fd_count)
+        queue.append(message.kept())
 
     def release(self, message: Incoming) -> None:
         """A held message was dealt with."""
-        self._quota.refund(message.peer.user, message.end - message.start, _count(message))
+        self._quota.refund(message.peer.user, message.size, message.fd_count)
         if message.fds is not None:
             message.fds.release()
-
-
-def _copy(message: Incoming) -> Incoming:
-    """The message on its own, so that it does not keep a whole read buffer alive."""
-    data = bytes(message.data[message.start : message.end])
-    fds = message.fds.hold() if message.fds is not None else None
-    return Incoming(message.peer, message.header, data, 0, len(data), fds, message.serial)
 
 
 class Activation:
@@ -195,26 +184,21 @@ class Activation:
     def start_for(self, message: Incoming, name: str) -> None:
         """Hold a message for a service and start that."""
         start = self._begin(message, name)
-        if start is None:
-            return
-        try:
-            start.hold(message)
-        except KdbusError as error:
-            self._router.driver.refuse(
-                message, LIMITS_EXCEEDED, f"Too much is waiting for {name} to start: {error.why}"
-            )
+        if start is not None:
+            self._hold(start, message, start.held)
 
     def start_for_caller(self, message: Incoming, name: str) -> None:
         """Start a service because StartServiceByName says so; the reply comes when it has its name."""
         start = self._begin(message, name)
-        if start is None:
-            return
+        if start is not None:
+            self._hold(start, message, start.callers)
+
+    def _hold(self, start: Start, message: Incoming, queue: list[Incoming]) -> None:
         try:
-            start.hold_caller(message)
+            start.hold(message, queue)
         except KdbusError as error:
-            self._router.driver.refuse(
-                message, LIMITS_EXCEEDED, f"Too much is waiting for {name} to start: {error.why}"
-            )
+            text = f"Too much is waiting for {start.name} to start: {error.why}"
+            self._router.driver.refuse(message, LIMITS_EXCEEDED, text)
 
     def _begin(self, message: Incoming, name: str) -> Start | None:
         """The attempt that is under way, or a new one; None when there may be no more."""
@@ -359,7 +343,3 @@ class Activation:
             if ended is not None:
                 for message in (*ended.held, *ended.callers):
                     ended.release(message)
-
-
-def _count(message: Incoming) -> int:
-    return len(message.fds) if message.fds is not None else 0

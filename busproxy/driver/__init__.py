@@ -36,7 +36,8 @@ from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification
 
 if TYPE_CHECKING:
     from busproxy.driver.host import Host
-    from busproxy.router import Incoming, Router
+    from busproxy.incoming import Incoming
+    from busproxy.router import Router
     from kdbus_core.connection import Connection
 
 

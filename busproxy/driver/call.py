@@ -16,8 +16,8 @@ from busproxy.wire.marshal import unmarshal
 
 if TYPE_CHECKING:
     from busproxy.driver import Driver
+    from busproxy.incoming import Incoming
     from busproxy.peer import Peer
-    from busproxy.router import Incoming
     from kdbus_core.connection import Connection
 
 ERROR_PREFIX = "org.freedesktop.DBus.Error."

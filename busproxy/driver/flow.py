@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from busproxy.router import Incoming
+from busproxy.incoming import Incoming
 from busproxy.wire.body import body_checker
 
 if TYPE_CHECKING:
