@@ -142,6 +142,7 @@ class Router:
         """A client has gone: its connection ends, whoever cares is told."""
         self.peers.discard(peer)
         if peer.connection is None:
+            peer.user.settle()
             self.incomplete -= 1
             self.on_incomplete_change()
             return

@@ -95,6 +95,8 @@ class Bus:
         transport already accounts with can be handed over.  `max_connections`
         limits that user's connections (EMFILE).
         """
+        if flags & HelloFlag.ACTIVATOR and flags & HelloFlag.MONITOR:
+            raise KdbusError(EINVAL, "a connection is of one kind")
         owner = endpoint.is_owner(credentials, privileged=privileged)
         if faked is not None and not owner:
             raise KdbusError(EPERM, "only an owner of the bus may speak for others")
@@ -105,6 +107,7 @@ class Bus:
             uid = faked.uid
         user = account or self.domain.user(uid)
         if max_connections is not None and user.connections >= max_connections:
+            user.settle()
             raise KdbusError(EMFILE, f"uid {user.uid} has {user.connections} connections")
         connection = Connection(
             self.domain.next_id(),
@@ -224,6 +227,8 @@ class Bus:
 
     def name_offer(self, connection: Connection, name: str) -> None:
         """Make an activator stand in for a name; see `NameRegistry.offer`."""
+        if not connection.active:
+            raise KdbusError(ESHUTDOWN, f"connection {connection.id} has gone")
         if not connection.is_activator:
             raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is no activator")
         with self.transaction():

@@ -2,17 +2,17 @@
 
 A machine connects, disconnects, passes names round, subscribes, asks and answers at random. After each
 command it looks at the broker from outside and compares with what it wrote down itself: who may owe an
-answer to whom, which names the notifications add up to, how much is counted. It also asks for every route
-and audience afresh: where an answer differs from the one before, the generation must have changed, because
-a sender who kept the old answer has nothing else to warn it. In the end all disconnect and nothing may be
-left.
+answer to whom, which names the notifications add up to, how much is counted and who is charged. It also
+asks for every route and audience afresh: where an answer differs from the one before, the generation must
+have changed, because a sender who kept the old answer has nothing else to warn it. In the end all disconnect
+and nothing may be left.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from errno import EADDRINUSE, EBADSLT, EEXIST, EMLINK, ESRCH
+from errno import EADDRINUSE, EBADSLT, EEXIST, EMLINK, EOPNOTSUPP, ESHUTDOWN, ESRCH
 from functools import partial
 
 from hypothesis import settings
@@ -33,6 +33,7 @@ from kdbus_core.names import (
     REPLACE_EXISTING,
 )
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
+from kdbus_core.quota import User
 
 OWNER = Credentials(uid=1000)
 ORDINARY = HelloFlag(0)
@@ -66,6 +67,7 @@ ACQUIRE_FLAGS = st.builds(
 UIDS = st.sampled_from([None, 0, 1000, 2000])
 
 Request = tuple[Connection, Connection, int]
+Charge = tuple[Connection, User, int]
 Probe = dict[Hashable, Hashable]
 
 
@@ -100,6 +102,8 @@ class BrokerMachine(RuleBasedStateMachine):
         self.open_requests: dict[Request, int] = {}
         self.outcomes: Counter[int] = Counter()
         self.told: list[ReplyDead | ReplyTimeout] = []
+        # What waits: at which receiver, charged to whom, how many bytes.
+        self.waiting: list[Charge] = []
         # Rules that are in force.
         self.subscriptions: dict[tuple[Connection, int], list[Rule]] = {}
         for _ in range(3):
@@ -138,8 +142,12 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # Picking
 
+    @staticmethod
+    def _is_special(connection: Connection) -> bool:
+        return bool(connection.flags & (HelloFlag.MONITOR | HelloFlag.ACTIVATOR))
+
     def _ordinary(self) -> list[Connection]:
-        return [c for c in self.alive if not c.flags & (HelloFlag.MONITOR | HelloFlag.ACTIVATOR)]
+        return [connection for connection in self.alive if not self._is_special(connection)]
 
     def _pick(self, data: st.DataObject, among: list[Connection]) -> Connection:
         return among[data.draw(st.integers(0, len(among) - 1), label="connection")]
@@ -169,6 +177,8 @@ class BrokerMachine(RuleBasedStateMachine):
             limits=LIMITS,
         )
         self.alive.append(connection)
+        if connection.is_monitor:
+            self.subscriptions[connection, 0] = [Rule()]
         assert (connection in self.announced) is not connection.is_monitor
 
     @precondition(lambda self: len(self.alive) < MAX_CONNECTIONS)
@@ -176,7 +186,9 @@ class BrokerMachine(RuleBasedStateMachine):
     def connect_activator(self, name: str) -> None:
         entry = self.bus.names.entry(name)
         is_taken = entry is not None and entry.activator is not None
-        activator = self.bus.hello(self.bus.endpoint, self, OWNER, flags=HelloFlag.ACTIVATOR)
+        activator = self.bus.hello(
+            self.bus.endpoint, self, OWNER, flags=HelloFlag.ACTIVATOR, account=self.bus.kernel_user
+        )
         self.alive.append(activator)
         errno = refusal(lambda: self.bus.name_offer(activator, name))
         assert errno == (EEXIST if is_taken else 0)
@@ -198,14 +210,27 @@ class BrokerMachine(RuleBasedStateMachine):
         self._settle_deaths(first, second)
 
     @precondition(lambda self: len(self.bus.monitors) < 2 and len(self._ordinary()) > 1)
-    @rule(data=st.data())
-    def become_monitor(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), wanted=st.lists(RULES, max_size=3))
+    def become_monitor(self, data: st.DataObject, wanted: list[Rule]) -> None:
         connection = self._pick_ordinary(data)
         self._forget(connection)
-        self.bus.become_monitor(connection)
+        self.bus.become_monitor(connection, wanted)
         self._settle_deaths(connection)
+        self.subscriptions.update({(connection, cookie): [rule] for cookie, rule in enumerate(wanted)})
         assert connection.active
         assert not connection.names
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def ask_what_only_ordinary_connections_may(self, data: st.DataObject, name: str) -> None:
+        specials = [connection for connection in self.alive if self._is_special(connection)]
+        if specials:
+            self._is_refused_everything(self._pick(data, specials), name, EOPNOTSUPP)
+
+    def _is_refused_everything(self, connection: Connection, name: str, errno: int) -> None:
+        assert refusal(lambda: self.bus.name_acquire(connection, name, QUEUE)) == errno
+        assert refusal(lambda: self.bus.name_release(connection, name)) == errno
+        assert refusal(lambda: self.bus.match_add(connection, 0, Rule())) == errno
+        assert refusal(lambda: self.bus.become_monitor(connection)) == errno
 
     def _disconnect(self, connection: Connection) -> None:
         self._settle_deaths(self._leave(connection))
@@ -220,10 +245,14 @@ class BrokerMachine(RuleBasedStateMachine):
         assert not connection.matches
         assert not connection.requests
         assert not connection.duties
+        self._is_refused_everything(connection, NAMES[0], ESHUTDOWN)
         return connection
 
     def _forget(self, gone: Connection) -> None:
-        """Strike out what ends in silence when a connection leaves: its rules and its own requests."""
+        """Strike out what ends in silence when a connection leaves: its rules and its own requests.
+
+        What waits at a connection is not the bus', which neither delivers nor refunds it.
+        """
         for key in [key for key in self.subscriptions if key[0] is gone]:
             del self.subscriptions[key]
         for request in [request for request in self.open_requests if request[0] is gone]:
@@ -246,6 +275,11 @@ class BrokerMachine(RuleBasedStateMachine):
             self._drop(request)
 
     # Commands: names
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def offer_without_being_an_activator(self, data: st.DataObject, name: str) -> None:
+        connection = self._pick_ordinary(data)
+        assert refusal(lambda: self.bus.name_offer(connection, name)) == EOPNOTSUPP
 
     @rule(data=st.data(), name=st.sampled_from(NAMES), flags=ACQUIRE_FLAGS)
     def acquire(self, data: st.DataObject, name: str, flags: int) -> None:
@@ -278,7 +312,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), cookie=st.integers(0, 2), wanted=RULES)
     def match_add(self, data: st.DataObject, cookie: int, wanted: Rule) -> None:
-        connection = self._pick(data, self.alive)
+        connection = self._pick_ordinary(data)
         self.bus.match_add(connection, cookie, wanted)
         self.subscriptions.setdefault((connection, cookie), []).append(wanted)
 
@@ -331,6 +365,24 @@ class BrokerMachine(RuleBasedStateMachine):
         for request in late:
             self._drop(request)
 
+    # Commands: quotas
+
+    @rule(data=st.data(), size=st.sampled_from([0, 1, 1000]))
+    def charge(self, data: st.DataObject, size: int) -> None:
+        receiver, sender = self._pick(data, self.alive), self._pick(data, self.alive)
+        receiver.quota.charge(sender.user, size)
+        self.waiting.append((receiver, sender.user, size))
+
+    @rule(data=st.data())
+    def refund(self, data: st.DataObject) -> None:
+        if self.waiting:
+            number = data.draw(st.integers(0, len(self.waiting) - 1), label="charge")
+            self._refund(self.waiting.pop(number))
+
+    def _refund(self, charge: Charge) -> None:
+        receiver, user, size = charge
+        receiver.quota.refund(user, size)
+
     # What always holds
 
     @invariant()
@@ -363,18 +415,34 @@ class BrokerMachine(RuleBasedStateMachine):
             assert connection.is_monitor is bool(connection.flags & HelloFlag.MONITOR)
             assert connection.is_activator is bool(connection.flags & HelloFlag.ACTIVATOR)
         assert Counter(self.bus.monitors) == Counter(c for c in self.alive if c.is_monitor)
-        users = Counter(connection.user for connection in self.alive)
-        assert {user: user.connections for user in self.domain._users.values()} == users
-        for uid, user in self.domain._users.items():
-            assert user.uid == uid
         for connection in self.alive:
-            assert connection.user is self.domain.user((connection.faked or connection.credentials).uid)
             owned = [item for item in self.subscriptions.items() if item[0][0] is connection]
             mine = {cookie: rules for (_, cookie), rules in owned}
             assert connection.match_count == sum(map(len, mine.values()))
             held = {c: [entry.rule for entry in entries] for c, entries in connection.matches.items()}
             assert held == mine
             assert connection.outstanding == sum(request[0] is connection for request in self.open_requests)
+
+    @invariant()
+    def accounts_exist_while_they_have_connections_or_charges(self) -> None:
+        connections = Counter(connection.user for connection in self.alive)
+        charged = Counter(user for _, user in {(receiver, user) for receiver, user, _ in self.waiting})
+        users = self.domain._users
+        assert set(users.values()) == {*connections, *charged} - {self.bus.kernel_user}
+        for user in (*users.values(), self.bus.kernel_user):
+            assert (user.connections, user.charged) == (connections[user], charged[user])
+        assert all(user.uid == uid for uid, user in users.items())
+        for connection in self.alive:
+            assert connection.user is self._account_of(connection)
+            shares = {user: share.memory for user, share in connection.quota.shares.items()}
+            here = [(user, size) for receiver, user, size in self.waiting if receiver is connection]
+            assert shares == {user: sum(size for other, size in here if other is user) for user, _ in here}
+
+    def _account_of(self, connection: Connection) -> User:
+        if connection.is_activator:
+            return self.bus.kernel_user
+        spoken_for = connection.faked.uid if connection.faked is not None else None
+        return self.domain.user(connection.credentials.uid if spoken_for is None else spoken_for)
 
     @invariant()
     def the_index_holds_exactly_the_rules_in_force(self) -> None:
@@ -479,6 +547,9 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         while self.alive:
             self._disconnect(self.alive[len(self.alive) // 2])
+        self.accounts_exist_while_they_have_connections_or_charges()
+        while self.waiting:
+            self._refund(self.waiting.pop())
         self.notifications_add_up_to_what_is()
         bus = self.bus
         assert not self.holders

@@ -17,7 +17,7 @@ from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
 from kdbus_core.matches import Audience, Envelope, Rule
 from kdbus_core.notifications import Notification, ReplyDead, ReplyTimeout
-from kdbus_core.quota import Quota
+from kdbus_core.quota import Quota, User
 
 OWNER_UID = 1000
 OWNER = Credentials(uid=OWNER_UID, gid=1000, pid=4711)
@@ -62,6 +62,7 @@ class World:
         description: str = "",
         limits: Limits = Limits(),  # noqa: B008 - a constant
         quota: Quota | None = None,
+        account: User | None = None,
         max_connections: int | None = None,
     ) -> Connection:
         """Say hello, on the default endpoint unless told otherwise, with this world's log as the sink."""
@@ -75,6 +76,7 @@ class World:
             description=description,
             limits=limits,
             quota=quota,
+            account=account,
             max_connections=max_connections,
         )
 
@@ -91,7 +93,14 @@ class World:
         return activator
 
     def connect_monitor(self) -> Connection:
+        """A monitor that was one from the start, so it sees everything."""
         return self.connect(flags=HelloFlag.MONITOR)
+
+    def connect_monitor_of(self, *rules: Rule) -> Connection:
+        """An ordinary connection that became a monitor of what these rules say."""
+        monitor = self.connect()
+        self.bus.become_monitor(monitor, rules)
+        return monitor
 
     def take_news(self) -> list[Notification]:
         """All notifications since the last time."""

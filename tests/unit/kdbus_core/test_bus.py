@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EMFILE, ENXIO, EPERM, EREMCHG, ESRCH
+from errno import (
+    EADDRINUSE,
+    EADDRNOTAVAIL,
+    EEXIST,
+    EINVAL,
+    EMFILE,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    EREMCHG,
+    ESHUTDOWN,
+    ESRCH,
+)
 
 import pytest
 from broker_world import OWNER, STRANGER, Recorder, World, assert_refers_to_nothing, kinds, refused
@@ -94,6 +106,37 @@ def test_a_connection_is_charged_to_whom_it_speaks_for() -> None:
     own, spoken_for = world.connect(), world.connect(faked=FAKED)
     assert (own.user.uid, spoken_for.user.uid) == (1000, 3000)
     assert (own.user.connections, spoken_for.user.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("faked", [Credentials(), Credentials(gid=3000, pid=77), Credentials(label=b"label")])
+def test_a_connection_that_speaks_for_an_unknown_user_is_charged_to_its_own(faked: Credentials) -> None:
+    world = World()
+    own, spoken_for = world.connect(), world.connect(faked=faked)
+    assert spoken_for.user is own.user
+    assert own.user.connections == 2
+    with refused(EMFILE):
+        world.connect(faked=faked, max_connections=2)
+
+
+def test_root_spoken_for_is_charged_as_root() -> None:
+    connection = World().connect(faked=ROOT)
+    assert connection.user.uid == 0
+
+
+@pytest.mark.parametrize("faked", [None, FAKED])
+def test_a_connection_can_be_charged_to_another_account(faked: Credentials | None) -> None:
+    world = World()
+    account = world.bus.kernel_user
+    connection = world.connect(faked=faked, account=account)
+    assert connection.user is account
+    assert account.connections == 1
+    assert not world.domain._users
+    with refused(EMFILE):
+        world.connect(account=account, max_connections=1)
+    assert world.connect(faked=faked, max_connections=1).user is not account
+    world.bus.disconnect(connection)
+    assert account.connections == 0
+    assert world.connect(account=account, max_connections=1).user is account
 
 
 def test_connections_of_one_user_are_counted_and_limited() -> None:
@@ -215,7 +258,8 @@ def test_who_becomes_a_monitor_gives_up_everything_as_if_it_had_gone() -> None:
         NameChange(NAME, watcher, PRIMARY, heir, QUEUE | PRIMARY),
         ReplyDead(caller, 9),
     ]
-    assert (watcher.names, watcher.matches, watcher.match_count) == ({}, {}, 0)
+    assert (watcher.names, watcher.match_count) == ({}, 1)
+    assert [entry.rule for entries in watcher.matches.values() for entry in entries] == [Rule()]
     assert world.bus.monitors == [watcher]
     assert watcher.active
     assert watcher.is_monitor
@@ -226,11 +270,37 @@ def test_who_became_a_monitor_goes_without_a_word() -> None:
     world = World()
     (watcher,) = world.connect_many(1)
     world.bus.become_monitor(watcher)
-    world.bus.match_add(watcher, 1, Rule())
     world.news.clear()
     world.bus.disconnect(watcher)
     assert not world.news
     assert_refers_to_nothing(watcher)
+    world.assert_holds_nothing()
+
+
+def test_only_an_ordinary_connection_becomes_a_monitor() -> None:
+    world = World()
+    monitor, activator = world.connect_monitor(), world.connect_activator(NAME)
+    became = world.connect_monitor_of(Rule(member="M"))
+    world.news.clear()
+    for special in (monitor, activator, became):
+        count = special.match_count
+        with refused(EOPNOTSUPP):
+            world.bus.become_monitor(special, [Rule(), Rule()])
+        assert special.match_count == count
+    assert world.bus.monitors == [monitor, became]
+    assert activator.names.keys() == {NAME}
+    assert not world.news
+
+
+def test_who_has_gone_becomes_no_monitor() -> None:
+    world = World()
+    for gone in (world.connect(), world.connect_monitor(), world.connect_activator(NAME)):
+        world.bus.disconnect(gone)
+        world.news.clear()
+        with refused(ESHUTDOWN):
+            world.bus.become_monitor(gone)
+        assert not world.news
+        assert_refers_to_nothing(gone)
     world.assert_holds_nothing()
 
 
@@ -407,6 +477,73 @@ def test_what_an_observer_causes_is_told_after_what_it_was_told() -> None:
     ]
 
 
+def test_what_an_observer_causes_reaches_all_observers_in_one_order() -> None:
+    world = World()
+    first, second, third = world.connect_many(3)
+    world.bus.name_acquire(second, NAME, 0)
+    world.bus.name_acquire(third, NAME, QUEUE)
+    early: list[Notification] = []
+    late: list[Notification] = []
+
+    def lead(notification: Notification) -> None:
+        early.append(notification)
+        if notification == IdRemove(first):
+            world.bus.disconnect(second)
+
+    def follow(notification: Notification) -> None:
+        late.append(notification)
+        if notification == IdRemove(first):
+            world.bus.name_acquire(third, "org.example.Other", 0)
+
+    world.bus.observers[:] = [lead, follow]
+    world.bus.disconnect(first)
+    assert early == late
+    assert early == [
+        IdRemove(first),
+        NameChange(NAME, second, PRIMARY, third, QUEUE | PRIMARY),
+        IdRemove(second),
+        NameChange("org.example.Other", None, 0, third, PRIMARY),
+    ]
+
+
+def test_what_an_observer_causes_in_a_transaction_of_its_own_waits_for_its_turn_too() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    late: list[Notification] = []
+
+    def lead(notification: Notification) -> None:
+        if notification == IdRemove(first):
+            with world.bus.transaction():
+                world.bus.name_acquire(second, NAME, 0)
+                world.bus.name_release(second, NAME)
+
+    world.bus.observers[:] = [lead, late.append]
+    world.bus.disconnect(first)
+    assert late == [
+        IdRemove(first),
+        NameChange(NAME, None, 0, second, PRIMARY),
+        NameChange(NAME, second, PRIMARY, None, 0),
+    ]
+
+
+def test_what_an_observer_that_fails_held_up_is_told_with_the_next_command() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    world.bus.name_acquire(first, NAME, 0)
+
+    def fail(notification: Notification) -> None:
+        raise RuntimeError
+
+    world.bus.observers.append(fail)
+    with pytest.raises(RuntimeError):
+        world.bus.disconnect(first)
+    world.bus.observers.remove(fail)
+    assert not first.names
+    world.news.clear()
+    world.bus.disconnect(second)
+    assert world.take_news() == [IdRemove(first), IdRemove(second)]
+
+
 def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
     world = World()
 
@@ -423,4 +560,26 @@ def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
     world.open_request(leaver.connection, gone, 2)
     world.bus.disconnect(gone)
     assert world.take_news() == [IdRemove(gone), IdRemove(leaver.connection)]
+    world.assert_holds_nothing()
+
+
+def test_an_activator_that_has_gone_offers_nothing() -> None:
+    world = World()
+    activator = world.connect(flags=HelloFlag.ACTIVATOR)
+    world.bus.disconnect(activator)
+    with refused(ESHUTDOWN):
+        world.bus.name_offer(activator, "com.example.A")
+    assert world.bus.names.entry("com.example.A") is None
+
+
+def test_a_connection_is_a_monitor_or_an_activator_and_not_both() -> None:
+    world = World()
+    with refused(EINVAL):
+        world.connect(flags=HelloFlag.MONITOR | HelloFlag.ACTIVATOR)
+
+
+def test_a_refused_hello_leaves_no_account_behind() -> None:
+    world = World()
+    with refused(EMFILE):
+        world.connect(STRANGER, max_connections=0)
     world.assert_holds_nothing()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENXIO, ESRCH
+from errno import EINVAL, ENXIO, ESRCH
 
 import pytest
 from broker_world import OWNER, STRANGER, World, refused
@@ -98,6 +98,28 @@ def test_a_connection_that_became_a_monitor_is_told_of_as_one() -> None:
     info = world.bus.connection_info(id=watcher.id)
     assert info.flags == HelloFlag.ACCEPT_FD | HelloFlag.MONITOR
     assert info.names == ()
+
+
+def test_with_a_name_and_a_number_the_owner_has_to_have_that_number() -> None:
+    world = World()
+    owner, other = world.connect_many(2)
+    activator = world.connect_activator("org.example.Offered")
+    world.bus.name_acquire(owner, NAME, 0)
+    world.bus.name_acquire(other, NAME, QUEUE)
+    assert world.bus.connection_info(id=owner.id, name=NAME).id == owner.id
+    assert world.bus.connection_info(id=activator.id, name="org.example.Offered").id == activator.id
+    for id in (other.id, activator.id, 0, 2**64 - 1):
+        with refused(ESRCH):
+            world.bus.connection_info(id=id, name=NAME)
+    with refused(ESRCH):
+        world.bus.connection_info(id=owner.id, name="org.example.Nobody")
+
+
+def test_without_a_name_and_a_number_there_is_nobody_to_ask_for() -> None:
+    world = World()
+    world.connect()
+    with refused(EINVAL):
+        world.bus.connection_info()
 
 
 def test_of_nobody_nothing_is_told() -> None:

@@ -57,6 +57,14 @@ def test_a_bus_is_named_after_its_maker(name: str) -> None:
     assert not domain.buses
 
 
+@pytest.mark.parametrize("name", ["None-test", "-test", "0-test", "1000-test"])
+def test_who_is_unknown_makes_no_bus(name: str) -> None:
+    domain = Domain(zeros)
+    with refused(EINVAL):
+        domain.make_bus(name, Credentials(pid=4711))
+    assert not domain.buses
+
+
 def test_two_buses_have_two_names() -> None:
     world = World()
     with refused(EEXIST):
@@ -103,9 +111,47 @@ def test_each_uid_has_one_account_and_the_unknown_have_one_together() -> None:
 
 def test_an_account_is_kept_while_it_has_connections() -> None:
     world = World()
-    connection = world.connect(STRANGER)
-    world.domain.forget_user(connection.user)
-    assert world.domain.user(2000) is connection.user
+    connection, last = world.connect(STRANGER), world.connect(STRANGER)
+    account = connection.user
+    world.bus.disconnect(connection)
+    account.settle()
+    assert world.domain.user(2000) is last.user is account
+    world.bus.disconnect(last)
+    assert world.domain.user(2000) is not account
+
+
+def test_an_account_is_kept_while_something_of_it_waits_anywhere() -> None:
+    world = World()
+    first, second = world.connect_many(2)
+    sender = world.connect(STRANGER)
+    account = sender.user
+    first.quota.charge(account, 100)
+    second.quota.charge(account, 100)
+    world.bus.disconnect(sender)
+    first.quota.refund(account, 100)
+    assert world.domain.user(2000) is account
+    second.quota.refund(account, 100)
+    assert world.domain._users == {1000: first.user}
+
+
+def test_an_account_is_kept_for_its_connections_when_nothing_of_it_waits_any_more() -> None:
+    world = World()
+    receiver, sender = world.connect(), world.connect(STRANGER)
+    receiver.quota.charge(sender.user, 100)
+    receiver.quota.refund(sender.user, 100)
+    assert world.domain.user(2000) is sender.user
+
+
+def test_an_account_that_was_forgotten_does_not_take_its_successor_along() -> None:
+    world = World()
+    receiver, sender = world.connect(), world.connect(STRANGER)
+    forgotten = sender.user
+    world.bus.disconnect(sender)
+    successor = world.connect(STRANGER).user
+    assert successor is not forgotten
+    receiver.quota.force(forgotten, 100)
+    receiver.quota.refund(forgotten, 100)
+    assert world.domain.user(2000) is successor
 
 
 def test_the_account_of_the_unknown_is_not_the_one_of_the_bus_itself() -> None:

@@ -7,7 +7,7 @@ cannot matter to anybody's route (a refusal, another place in a queue) is free t
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EEXIST
+from errno import EEXIST, EOPNOTSUPP
 
 import pytest
 from broker_world import World, refused
@@ -33,7 +33,6 @@ class Scene:
         self.bus.name_acquire(self.heir, OWNED, QUEUE)
         self.bus.match_add(self.listener, 1, Rule())
         self.bus.match_add(self.eavesdropper, 1, Rule(eavesdrop=True))
-        self.bus.match_add(self.monitor, 1, Rule())
 
     def changes(self, command: Callable[[Scene], object]) -> tuple[bool, bool]:
         """Run a command; says whether the generations of routes and of audiences have changed."""
@@ -111,16 +110,27 @@ def test_a_subscription_changes_audiences_when_it_comes_and_when_it_goes(rule: R
     assert audience
 
 
-@pytest.mark.parametrize("arguments", [(), (ArgumentTest(0, "string", "x"),)])
-@pytest.mark.parametrize("connection", ["other", "monitor"])
-def test_who_listens_in_changes_routes_when_it_comes_and_when_it_goes(
-    connection: str, arguments: tuple[ArgumentTest, ...]
+SOME_OR_NO_ARGUMENTS: list[tuple[ArgumentTest, ...]] = [(), (ArgumentTest(0, "string", "x"),)]
+
+
+@pytest.mark.parametrize("arguments", SOME_OR_NO_ARGUMENTS)
+def test_who_eavesdrops_changes_routes_when_it_comes_and_when_it_goes(
+    arguments: tuple[ArgumentTest, ...],
 ) -> None:
     scene = Scene()
-    rule = Rule(arguments=arguments, eavesdrop=connection == "other")
-    listener = _one(scene, connection)
-    assert scene.changes(lambda scene: scene.bus.match_add(listener, 5, rule)) == (True, True)
-    assert scene.changes(lambda scene: scene.bus.match_remove(listener, 5)) == (True, True)
+    rule = Rule(arguments=arguments, eavesdrop=True)
+    assert scene.changes(lambda scene: scene.bus.match_add(scene.other, 5, rule)) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.match_remove(scene.other, 5)) == (True, True)
+
+
+@pytest.mark.parametrize("arguments", SOME_OR_NO_ARGUMENTS)
+def test_what_a_monitor_sees_changes_routes_when_it_comes_and_when_it_goes(
+    arguments: tuple[ArgumentTest, ...],
+) -> None:
+    scene = Scene()
+    rule = Rule(arguments=arguments)
+    assert scene.changes(lambda scene: scene.bus.become_monitor(scene.other, [rule])) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.match_remove(scene.other, 0)) == (True, True)
 
 
 def test_a_cookie_with_rules_of_both_kinds_changes_routes_when_it_goes() -> None:
@@ -157,6 +167,15 @@ def test_a_refused_command_leaves_everything_alone() -> None:
     def command(scene: Scene) -> None:
         with refused(EEXIST):
             scene.bus.name_acquire(scene.other, OWNED, 0)
+        for special in (scene.monitor, scene.activator):
+            with refused(EOPNOTSUPP):
+                scene.bus.match_add(special, 1, Rule(eavesdrop=True))
+            with refused(EOPNOTSUPP):
+                scene.bus.become_monitor(special)
+        with refused(EOPNOTSUPP):
+            scene.bus.name_release(scene.activator, OFFERED)
+        with refused(EOPNOTSUPP):
+            scene.bus.name_offer(scene.other, "org.example.New")
 
     assert Scene().changes(command) == (False, False)
 

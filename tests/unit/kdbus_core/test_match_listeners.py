@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EBADSLT, EMFILE
+from errno import EBADSLT, EMFILE, EOPNOTSUPP, ESHUTDOWN
 
 import pytest
 from broker_world import World, listening_to, receivers, refused, signal
@@ -76,8 +76,7 @@ def test_an_eavesdropper_hears_broadcasts_and_what_is_sent_to_others() -> None:
 def test_a_monitor_hears_everything_with_or_without_eavesdropping(eavesdrop: bool) -> None:
     world = World()
     sender, destination = world.connect_many(2)
-    monitor = world.connect_monitor()
-    world.bus.match_add(monitor, 1, Rule(eavesdrop=eavesdrop))
+    monitor = world.connect_monitor_of(Rule(eavesdrop=eavesdrop))
     matches = world.bus.matches
     message = signal(sender, destination=destination)
     assert receivers(matches.broadcast_audience(signal(sender))) == [monitor]
@@ -86,10 +85,40 @@ def test_a_monitor_hears_everything_with_or_without_eavesdropping(eavesdrop: boo
     assert receivers(matches.monitor_audience(message)) == [monitor]
 
 
+def test_who_connects_as_a_monitor_hears_everything_by_one_rule() -> None:
+    world = World()
+    sender, destination = world.connect_many(2)
+    monitor = world.connect_monitor()
+    assert monitor.match_count == 1
+    assert [entry.rule for entries in monitor.matches.values() for entry in entries] == [ANYTHING]
+    matches = world.bus.matches
+    assert receivers(matches.broadcast_audience(signal(sender))) == [monitor]
+    assert receivers(matches.unicast_audience(signal(sender, destination=destination))) == [monitor]
+    assert receivers(matches.eavesdropper_audience(signal(sender, to_driver=True))) == []
+    assert receivers(matches.monitor_audience(signal(None, path=None, interface=None))) == [monitor]
+
+
+def test_who_becomes_a_monitor_without_rules_of_its_own_hears_everything() -> None:
+    world = World()
+    monitor = world.connect()
+    world.bus.become_monitor(monitor)
+    assert monitor.match_count == 1
+    assert world.bus.matches.monitor_audience(signal(None)).always == (monitor,)
+
+
+def test_a_monitor_hears_what_any_of_its_rules_says_and_hears_it_once() -> None:
+    world = World()
+    monitor = world.connect_monitor_of(Rule(member="M"), Rule(member="N"), Rule(path_namespace="/a"))
+    assert monitor.match_count == 3
+    seen = world.bus.matches.monitor_audience
+    paths_and_members = [("/a/b", "M"), ("/b", "N"), ("/a", "O"), ("/b", "O")]
+    heard = [receivers(seen(signal(None, path=path, member=member))) for path, member in paths_and_members]
+    assert heard == [[monitor], [monitor], [monitor], []]
+
+
 def test_a_monitor_hears_only_what_its_rules_say() -> None:
     world = World()
-    monitor = world.connect_monitor()
-    world.bus.match_add(monitor, 1, Rule(member="M", arguments=FIRST_X))
+    monitor = world.connect_monitor_of(Rule(member="M", arguments=FIRST_X))
     seen = world.bus.matches.monitor_audience
     assert receivers(seen(signal(None)), ("s", "x")) == [monitor]
     assert receivers(seen(signal(None)), ("s", "y")) == []
@@ -99,11 +128,11 @@ def test_a_monitor_hears_only_what_its_rules_say() -> None:
 def test_there_are_monitors_while_a_monitor_has_a_rule() -> None:
     world = World()
     listening_to(world, Rule(eavesdrop=True))
-    monitor = world.connect_monitor()
+    monitor = world.connect()
     answers = [world.bus.matches.has_monitors]
-    world.bus.match_add(monitor, 1, ANYTHING)
+    world.bus.become_monitor(monitor, [ANYTHING])
     answers.append(world.bus.matches.has_monitors)
-    world.bus.match_remove(monitor, 1)
+    world.bus.match_remove(monitor, 0)
     answers.append(world.bus.matches.has_monitors)
     assert answers == [False, True, False]
 
@@ -121,24 +150,45 @@ def test_somebody_listens_while_a_monitor_or_an_eavesdropper_has_a_rule(
     is_monitor: bool, rule: Rule, expected: bool
 ) -> None:
     world = World()
-    listener = world.connect_monitor() if is_monitor else world.connect()
+    listener = world.connect()
     answers = [world.bus.matches.has_listeners]
-    world.bus.match_add(listener, 1, rule)
+    if is_monitor:
+        world.bus.become_monitor(listener, [rule])
+    else:
+        world.bus.match_add(listener, 0, rule)
     answers.append(world.bus.matches.has_listeners)
-    world.bus.match_remove(listener, 1)
+    world.bus.match_remove(listener, 0)
     answers.append(world.bus.matches.has_listeners)
     assert answers == [False, expected, False]
 
 
-def test_an_ordinary_connection_that_becomes_a_monitor_starts_without_rules() -> None:
+def test_an_ordinary_connection_that_becomes_a_monitor_keeps_none_of_its_rules() -> None:
     world = World()
     listener = listening_to(world, ANYTHING)
     world.bus.match_add(listener, 2, Rule(eavesdrop=True))
-    world.bus.become_monitor(listener)
-    assert listener.match_count == 0
-    assert world.bus.matches.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
-    world.bus.match_add(listener, 1, ANYTHING)
-    assert receivers(world.bus.matches.monitor_audience(signal(None))) == [listener]
+    world.bus.become_monitor(listener, [Rule(member="M")])
+    assert listener.match_count == 1
+    assert world.bus.matches.broadcast_audience(signal(None, member="N")) is EMPTY_AUDIENCE
+    assert receivers(world.bus.matches.monitor_audience(signal(None, member="M"))) == [listener]
+
+
+def test_monitors_and_activators_cannot_subscribe() -> None:
+    world = World()
+    for special in (world.connect_monitor(), world.connect_monitor_of(), world.connect_activator("a.b")):
+        count = special.match_count
+        with refused(EOPNOTSUPP):
+            world.bus.match_add(special, 7, ANYTHING)
+        assert special.match_count == count
+        assert 7 not in special.matches
+
+
+def test_who_has_gone_cannot_subscribe() -> None:
+    world = World()
+    for gone in (world.connect(), world.connect_monitor(), world.connect_activator("a.b")):
+        world.bus.disconnect(gone)
+        with refused(ESHUTDOWN):
+            world.bus.match_add(gone, 7, ANYTHING)
+    world.assert_holds_nothing()
 
 
 # Adding and removing
@@ -215,10 +265,9 @@ def test_a_rule_leaves_no_trace_when_it_is_removed() -> None:
         Rule(arguments=(ArgumentTest(0, "string", "y"),)),
         Rule(arguments=(ArgumentTest(1, "string", "x"),)),
     ]
-    listener, monitor = world.connect(), world.connect_monitor()
+    listener, monitor = world.connect(), world.connect_monitor_of(*shapes)
     for cookie, rule in enumerate(shapes):
-        for connection in (listener, monitor):
-            world.bus.match_add(connection, cookie, rule)
+        world.bus.match_add(listener, cookie, rule)
     for cookie in range(len(shapes)):
         world.bus.match_remove(listener, cookie)
     for cookie in reversed(range(len(shapes))):

@@ -28,7 +28,7 @@ KINDS: list[ArgumentKind] = ["string", "path", "namespace"]
 CONDITIONS = ["type", "sender", "destination", "interface", "member", "path", "path_namespace"]
 CONDITIONS += ["arg0", "arg1", "arg2", "arg3"]
 MONITOR = 3
-# Four connections in each example, the last one a monitor; ids follow from the order in which they are made.
+# Four connections in each example, the last one a monitor in the end; ids follow from their order.
 IDS = [2, 3, 4, 5]
 
 Argument = tuple[str, str] | None
@@ -182,16 +182,27 @@ def test_one_argument_is_compared_as_the_naive_judge_does_it(kind: ArgumentKind)
         assert test.holds([(code, text)]) is judge.argument_holds(test), (test, code, text)
 
 
-def set_up(owners: dict[str, list[int]], wanted: list[Subscription]) -> tuple[World, list[Connection]]:
+def set_up(
+    owners: dict[str, list[int]], wanted: list[Subscription]
+) -> tuple[World, list[Connection], list[int]]:
+    """A world with these owners and subscriptions, its connections, and under which cookie each rule is."""
     world = World()
-    connections = [*world.connect_many(MONITOR), world.connect_monitor()]
+    connections = world.connect_many(len(IDS))
     assert [connection.id for connection in connections] == IDS
+    monitored = [subscription.rule for subscription in wanted if subscription.owner == MONITOR]
+    world.bus.become_monitor(connections[MONITOR], monitored)
+    monitors_cookies = iter(range(len(monitored)))
+    cookies = []
     for name, places in owners.items():
         for place in places:
             world.bus.name_acquire(connections[place], name, QUEUE)
-    for cookie, subscription in enumerate(wanted):
-        world.bus.match_add(connections[subscription.owner], cookie, subscription.rule)
-    return world, connections
+    for number, subscription in enumerate(wanted):
+        if subscription.owner == MONITOR:
+            cookies.append(next(monitors_cookies))
+        else:
+            world.bus.match_add(connections[subscription.owner], number, subscription.rule)
+            cookies.append(number)
+    return world, connections, cookies
 
 
 def check(audience: Audience, arguments: tuple[Argument, ...], expected: set[int]) -> None:
@@ -210,7 +221,7 @@ def test_the_index_agrees_with_a_naive_search(
     owners: dict[str, list[int]], case: tuple[Message, list[Subscription]]
 ) -> None:
     message, wanted = case
-    world, connections = set_up(owners, wanted)
+    world, connections, cookies = set_up(owners, wanted)
     judge = NaiveJudge(owners, message)
     envelope = Envelope(
         message.type,
@@ -236,7 +247,7 @@ def test_the_index_agrees_with_a_naive_search(
         assert matches.has_listeners == any(
             subscription.owner == MONITOR or subscription.rule.eavesdrop for subscription in left
         )
-        for cookie, subscription in enumerate(wanted):
+        for cookie, subscription in zip(cookies, wanted, strict=True):
             if subscription.removed and subscription in left:
                 connection = connections[subscription.owner]
                 if cookie in connection.matches:

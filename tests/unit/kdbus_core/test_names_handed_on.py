@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from errno import EADDRINUSE, EEXIST, EINVAL, ESRCH
+from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, ESHUTDOWN, ESRCH
 
 import pytest
 from broker_world import World, refused
 
 from kdbus_core.names import ACTIVATOR, ALLOW_REPLACEMENT, IN_QUEUE, PRIMARY, QUEUE, REPLACE_EXISTING
-from kdbus_core.notifications import NameChange
+from kdbus_core.notifications import IdRemove, NameChange
 
 NAME = "org.example.Name"
 
@@ -66,15 +66,62 @@ def test_an_activator_is_no_owner_whom_one_could_replace() -> None:
     assert activator not in [connection for connection, _ in world.queue(NAME)]
 
 
-def test_an_activator_may_take_its_offer_back() -> None:
+def test_an_activator_takes_its_offer_back_by_leaving_alone() -> None:
     world = World()
     activator = world.connect_activator(NAME)
     world.news.clear()
-    world.bus.name_release(activator, NAME)
-    assert world.take_news() == [NameChange(NAME, activator, ACTIVATOR | PRIMARY, None, 0)]
+    with refused(EOPNOTSUPP):
+        world.bus.name_release(activator, NAME)
+    assert not world.news
+    assert activator.names[NAME].flags == ACTIVATOR | PRIMARY
+    world.bus.disconnect(activator)
+    expected = [NameChange(NAME, activator, ACTIVATOR | PRIMARY, None, 0), IdRemove(activator)]
+    assert world.take_news() == expected
     assert not activator.names
-    assert activator.active
     assert world.connect_activator(NAME).names
+
+
+@pytest.mark.parametrize("name", [NAME, "org.example.Other"])
+def test_monitors_and_activators_own_no_names(name: str) -> None:
+    world = World()
+    specials = world.connect_activator(NAME), world.connect_monitor(), world.connect_monitor_of()
+    world.news.clear()
+    for special in specials:
+        with refused(EOPNOTSUPP):
+            world.bus.name_acquire(special, name, QUEUE)
+        with refused(EOPNOTSUPP):
+            world.bus.name_release(special, name)
+    assert not world.news
+    assert world.queue(name) == []
+    assert len(world.bus.names) == 1
+
+
+def test_only_an_activator_offers_names() -> None:
+    world = World()
+    became = world.connect_monitor_of()
+    for connection in (world.connect(), world.connect_monitor(), became):
+        with refused(EOPNOTSUPP):
+            world.bus.name_offer(connection, NAME)
+        assert not connection.names
+    assert len(world.bus.names) == 0
+
+
+def test_who_has_gone_gets_no_names_and_gives_none_back() -> None:
+    world = World()
+    owner = world.connect()
+    world.bus.name_acquire(owner, NAME, 0)
+    for gone in (world.connect(), world.connect_monitor(), world.connect_activator("org.example.Offered")):
+        world.bus.disconnect(gone)
+        world.news.clear()
+        for name in (NAME, "org.example.Offered"):
+            with refused(ESHUTDOWN):
+                world.bus.name_acquire(gone, name, QUEUE)
+            with refused(ESHUTDOWN):
+                world.bus.name_release(gone, name)
+        assert not gone.names
+        assert not world.news
+    assert world.queue(NAME) == [(owner, PRIMARY)]
+    assert len(world.bus.names) == 1
 
 
 # RELEASE and disconnect

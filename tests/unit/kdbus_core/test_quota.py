@@ -228,6 +228,68 @@ def test_connections_of_one_uid_share_an_account() -> None:
     receiver.quota.charge(stranger.user, MIB)
 
 
+def test_reconnecting_does_not_refill_a_share() -> None:
+    world = World()
+    receiver, sender = world.connect(), world.connect(STRANGER)
+    receiver.quota.charge(sender.user, 2 * MIB)
+    world.bus.disconnect(sender)
+    again = world.connect(STRANGER)
+    assert again.user is sender.user
+    with refused(ENOBUFS):
+        receiver.quota.charge(again.user, 2 * MIB)
+    receiver.quota.refund(sender.user, 2 * MIB)
+    receiver.quota.charge(again.user, 2 * MIB)
+
+
+def test_an_account_counts_the_receivers_where_something_of_it_waits() -> None:
+    user = User(0)
+    first, second = Quota(900, MANY, 16), Quota(900, MANY, 16)
+    counts = [user.charged]
+    for quota in (first, first, second):
+        quota.charge(user, 10)
+        counts.append(user.charged)
+    for quota in (first, second, first):
+        quota.refund(user, 10)
+        counts.append(user.charged)
+    assert counts == [0, 1, 1, 2, 2, 1, 0]
+
+
+def test_what_is_refused_leaves_no_trace_in_an_account() -> None:
+    user = User(0)
+    quota = Quota(900, MANY, 16)
+    with refused(ENOBUFS):
+        quota.charge(user, 301)
+    with refused(EMFILE):
+        quota.charge(user, 1, 17)
+    assert user.charged == 0
+
+
+def test_an_account_is_settled_once_it_has_neither_connections_nor_charges() -> None:
+    settled: list[User] = []
+    user = User(0, settled.append)
+    quota = Quota(900, MANY, 16)
+    user.connections = 2
+    quota.charge(user, 10)
+    user.disconnect()
+    user.disconnect()
+    assert not settled
+    quota.refund(user, 10)
+    assert settled == [user]
+    user.connections = 1
+    quota.charge(user, 10)
+    quota.refund(user, 10)
+    assert settled == [user]
+    user.disconnect()
+    assert settled == [user, user]
+
+
+def test_an_account_that_nobody_keeps_settles_in_silence() -> None:
+    user = User(None)
+    user.connections = 1
+    user.disconnect()
+    assert (user.connections, user.charged) == (0, 0)
+
+
 def test_an_account_with_nothing_waiting_does_not_exist() -> None:
     quota = Quota(900, MANY, 16)
     user = User(0)

@@ -9,6 +9,7 @@ from broker_world import World, assert_refers_to_nothing, kinds, refused
 
 from kdbus_core.connection import Limits
 from kdbus_core.notifications import IdAdd, IdRemove, ReplyDead, ReplyTimeout
+from kdbus_core.replies import COMPACT_AT
 
 # Windows
 
@@ -237,6 +238,53 @@ def test_a_cookie_used_again_without_deadline_does_not_inherit_the_old_one() -> 
     assert world.bus.replies.next_deadline() is None
     world.bus.expire_replies(10)
     assert not world.news
+
+
+def test_deadlines_of_answered_requests_do_not_pile_up() -> None:
+    world = World()
+    a, b = world.connect_many(2)
+    world.open_request(a, b, 0, 10)
+    most = 0
+    for cookie in range(1, 4 * COMPACT_AT):
+        world.open_request(a, b, cookie, 10 + cookie)
+        world.bus.replies.take(a, b, cookie)
+        most = max(most, len(world.bus.replies._deadlines))
+    assert most <= COMPACT_AT
+    assert world.bus.replies.next_deadline() == 10
+    world.bus.expire_replies(2**63)
+    assert world.take_news() == [ReplyTimeout(a, 0)]
+
+
+def test_deadlines_of_requests_whose_ends_have_gone_do_not_pile_up() -> None:
+    world = World()
+    a, b = world.connect_many(2)
+    world.open_request(a, b, 0, 10)
+    most = 0
+    for deadline in range(11, 11 + 2 * COMPACT_AT):
+        (gone,) = world.connect_many(1)
+        world.open_request(gone, b, 1, deadline)
+        world.open_request(a, gone, 1, deadline)
+        world.bus.disconnect(gone)
+        most = max(most, len(world.bus.replies._deadlines))
+    assert most <= COMPACT_AT
+
+
+def test_deadlines_of_open_requests_survive_many_answered_ones_in_their_order() -> None:
+    world = World()
+    count = 2 * COMPACT_AT
+    a = world.connect(limits=Limits(outstanding_requests=count))
+    b, c = world.connect_many(2)
+    order = [(cookie * 1237) % count for cookie in range(count)]
+    for cookie in order:
+        world.open_request(a, b, cookie, 10 + cookie // 2)
+        world.open_request(c, b, cookie, 10 + cookie)
+        world.bus.replies.take(c, b, cookie)
+    assert len(world.bus.replies._deadlines) <= 2 * count
+    expected = sorted(order, key=lambda cookie: cookie // 2)
+    world.bus.expire_replies(10 + count)
+    assert world.take_news() == [ReplyTimeout(a, cookie) for cookie in expected]
+    assert a.outstanding == 0
+    assert not world.bus.replies._deadlines
 
 
 # Death of either side
