@@ -247,11 +247,17 @@ def test_closing_before_the_end_of_the_turn_sends_nothing(line: Line) -> None:
     assert line.client.recv(10) == b""
 
 
-def test_writing_to_a_client_that_has_gone_is_reported(line: Line) -> None:
+def test_writing_to_a_client_that_has_gone_drops_what_waits_and_reading_tells_the_end(line: Line) -> None:
+    line.client.send(b"last words")
     line.client.close()
     line.stream.push(b"x", ALICE)
     line.poller.flush()
-    assert line.owner.lost == [os.strerror(errno.EPIPE)]
+    assert (line.owner.lost, line.stream.closed) == ([], False)
+    assert line.holds_nothing()
+    line.serve()
+    line.serve()
+    assert line.owner.received == [b"last words"]
+    assert line.owner.lost == ["end of stream"]
     assert line.stream.closed
 
 
