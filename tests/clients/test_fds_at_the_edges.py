@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -133,15 +132,17 @@ def test_descriptors_of_callers_go_when_the_start_fails(kind: str, gate: Gate, p
 
 @kinds
 def test_descriptors_of_callers_go_when_the_service_comes(kind: str, gate: Gate, pipe: int) -> None:
-    with running_bus(kind, servicedir=gate.services) as bus, bus.connect() as caller:
-        with bus.connect() as other:
-            other.send_call("StartServiceByName", "su", GATED, 0)
-            before = bus.count_fds_besides()
-            serials = starts_with_fds(caller, pipe)
-            other.call("RequestName", "su", GATED, 0)
-            for serial in serials:
-                assert list(caller.until_reply(serial))[-1].body == [1]
-            assert bus.settle_fds(before) <= before
+    with (
+        running_bus(kind, servicedir=gate.services) as bus,
+        bus.connect() as caller,
+        bus.connect() as other,
+    ):
+        other.send_call("StartServiceByName", "su", GATED, 0)
+        before = bus.count_fds_besides()
+        serials = starts_with_fds(caller, pipe)
+        other.call("RequestName", "su", GATED, 0)
+        assert [caller.receive().body for _ in serials] == [[1]] * len(serials)
+        assert bus.settle_fds(before) <= before
 
 
 def test_descriptors_of_callers_go_with_the_caller(gate: Gate, pipe: int) -> None:

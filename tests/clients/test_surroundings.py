@@ -26,7 +26,7 @@ from support.bus import (
     command_line,
     selected_kinds,
 )
-from support.raw import RawClient
+from support.raw import METHOD_RETURN, Message, RawClient
 
 pytestmark = pytest.mark.program("dbus-daemon")
 
@@ -193,11 +193,15 @@ def test_the_bus_runs_on_either_event_loop(place: Place, loop: str) -> None:
     )
     address = read_line(bus)
     with RawClient(address) as caller, RawClient(address) as callee:
-        call = {"path": "/", "interface": "a.b"}
-        serial = caller.send_call("M", "s", "text", destination=callee.unique_name, **call)
+        serial = caller.send_call("M", "s", "text", destination=callee.unique_name, interface="a.b")
         asked = callee.receive()
         assert (asked.serial, asked.body) == (serial, ["text"])
-        assert caller.reply("M", destination="com.example.Service", **call).body == ["from the service"]
+        fields = {"reply_serial": serial, "destination": caller.unique_name}
+        callee.send(Message(METHOD_RETURN, fields=fields))
+        assert caller.receive().fields["reply_serial"] == serial
+        assert caller.reply("M", destination="com.example.Service", interface="a.b").body == [
+            "from the service"
+        ]
         failed = caller.reply("StartServiceByName", "su", "com.example.Failing", 0)
         assert failed.error_name == "org.freedesktop.DBus.Error.Spawn.ChildExited"
         bus.send_signal(signal.SIGTERM)

@@ -43,4 +43,4 @@ def frozen(bus: Bus) -> Iterator[None]:
 def cpu_seconds(pid: int) -> float:
     """The processor time that a process has used, all threads together, to the nanosecond."""
     # clock_getcpuclockid(3), which Python lacks: the kernel's number of a process's clock.
-    return time.clock_gettime(~pid << 3 | 2)
+    return time.clock_gettime((~pid << 3) | 2)
