@@ -162,8 +162,10 @@ class Bus:
             connection.flags |= HelloFlag.MONITOR
             connection.is_monitor = True
             self.monitors.append(connection)
-            for cookie, rule in enumerate(rules):
-                self.matches.add(connection, cookie, rule)
+        # It does not watch its own going: that was told before it listens.
+        for cookie, rule in enumerate(rules):
+            self.matches.add(connection, cookie, rule)
+            self._on_match_change(connection, rule)
 
     @staticmethod
     def _check_ordinary(connection: Connection) -> None:
