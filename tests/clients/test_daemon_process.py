@@ -242,6 +242,7 @@ def test_address_and_pid_go_to_the_descriptors_they_are_asked_for(place: Place, 
     address, pid = (read_to_end(fd) for fd in readers)
     assert re.fullmatch(rf"unix:path={place.socket},guid=[0-9a-f]{{32}}\n", address)
     assert pid == f"{process.pid}\n"
+    assert ask(address.strip())  # only then dbus-daemon knows what to do on a signal
     assert end(process) == 0
 
 
