@@ -31,6 +31,7 @@ from busproxy.policy.config import BusConfig, ServiceDirKind
 from busproxy.policy.loader import ConfigError, load_config, resolve_user, selinux_enabled
 from busproxy.router import UNLIMITED, Router
 from busproxy.transport.acceptor import Acceptor
+from busproxy.transport.fds import FdSet
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.domain import Domain
 from kdbus_core.metadata import Credentials
@@ -62,6 +63,7 @@ class EmbeddedBus:
     ) -> None:
         self.pid = os.getpid()
         self.uid = os.geteuid()
+        self.pidfd = _own_pidfd()
         self.has_selinux = selinux_enabled()
         self._config_file = config_file
         self._config = config
@@ -233,5 +235,14 @@ class EmbeddedBus:
         for peer in list(self.router.peers):
             peer.close()
         self._acceptor.stop()
+        if self.pidfd is not None:
+            self.pidfd.release()
         for listener in self._listeners:
             listener.close()
+
+
+def _own_pidfd() -> FdSet | None:
+    try:
+        return FdSet([os.pidfd_open(os.getpid())])
+    except OSError:
+        return None

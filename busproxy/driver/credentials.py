@@ -82,7 +82,7 @@ def _get_credentials(call: Call) -> tuple[Any, ...] | None:
     if known.label is not None:
         answer["LinuxSecurityLabel"] = ("ay", known.label + b"\0")
     owner = _owner(call, name, "credentials")
-    fds = peer_of(owner).pidfd if owner is not None else None
+    fds = peer_of(owner).pidfd if owner is not None else call.driver.host.pidfd
     if fds is None or not call.peer.unix_fds:
         return (answer,)
     answer["ProcessFD"] = ("h", 0)

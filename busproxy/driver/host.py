@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from busproxy.transport.fds import FdSet
+
 
 class Host(Protocol):
     """The daemon, as far as methods of the driver reach beyond the bus."""
@@ -17,6 +19,10 @@ class Host(Protocol):
 
     @property
     def uid(self) -> int: ...
+
+    @property
+    def pidfd(self) -> FdSet | None:
+        """A descriptor of the daemon's own process; the host stays its holder."""
 
     def machine_id(self) -> str:
         """The machine's id: 32 lower-case hexadecimal digits."""
