@@ -170,12 +170,13 @@ class Router:
         """Go on with another configuration, for those who are connected too."""
         self.limits = limits
         self.connect_policy = connect_policy
+        connection_limits = self.connection_limits()
         for peer in self.peers:
             peer.max_message_size = limits.max_message_size
             peer.quota.capacity = limits.max_outgoing_bytes
             peer.quota.max_fds = limits.max_outgoing_unix_fds
             if peer.connection is not None:
-                peer.connection.limits = self.connection_limits()
+                peer.connection.limits = connection_limits
         self.bus.invalidate()
 
     def connection_limits(self) -> ConnectionLimits:
@@ -246,15 +247,18 @@ class Router:
         """Monitors see a call first, eavesdroppers when it has been carried out, as with dbus-daemon."""
         peer, matches = message.peer, self.bus.matches
         if peer.connection is not None:
-            self.show_to_monitors(message)
+            self.show_to_monitors(message, to_driver=True)
         if self.driver.on_message(message) and peer.connection is not None and not peer.closed:
             envelope = self._envelope(message, None, to_driver=True)
             self._copy(message, matches.eavesdropper_audience(envelope), peer.user)
 
-    def show_to_monitors(self, message: Incoming) -> None:
-        """Show a message to the driver to monitors; its sender has a name by now."""
+    def show_to_monitors(self, message: Incoming, *, to_driver: bool) -> None:
+        """Show monitors a message to the driver, or one that does not reach anybody, or not yet.
+
+        Its sender has a name by now.
+        """
         if self.bus.matches.has_monitors:
-            envelope = self._envelope(message, None, to_driver=True)
+            envelope = self._envelope(message, None, to_driver=to_driver)
             self._copy(message, self.bus.matches.monitor_audience(envelope), message.peer.user)
 
     def _copy(self, message: Incoming, audience: Audience, user: User, but: Connection | None = None) -> None:
@@ -325,7 +329,7 @@ class Router:
             else:
                 receiver = self.bus.resolve(name=destination, auto_start=auto_start)
         except KdbusError as error:
-            self._show_undelivered(message)
+            self.show_to_monitors(message, to_driver=False)
             if auto_start and error.errno != EADDRNOTAVAIL:
                 self.activation.start_or_refuse(message, destination)
             else:
@@ -333,15 +337,9 @@ class Router:
             return
         if receiver.is_activator:
             self.activation.start_for(message, destination)
-            self._show_undelivered(message)
+            self.show_to_monitors(message, to_driver=False)
             return
         self.deliver(message, sender, receiver)
-
-    def _show_undelivered(self, message: Incoming) -> None:
-        """Show monitors a message that does not reach anybody, or not yet."""
-        if self.bus.matches.has_monitors:
-            envelope = self._envelope(message, None, to_driver=False)
-            self._copy(message, self.bus.matches.monitor_audience(envelope), message.peer.user)
 
     def deliver(
         self, message: Incoming, sender: Connection, receiver: Connection, *, was_held: bool = False
@@ -352,7 +350,7 @@ class Router:
         """
         peer, header = message.peer, message.header
         if header.type > MessageType.SIGNAL:
-            self._show_undelivered(message)
+            self.show_to_monitors(message, to_driver=False)
             self.driver.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
             return
         stream = peer_of(receiver).stream

@@ -91,9 +91,8 @@ class Bus:
         `credentials` are those of the process that connects; `faked` are those
         it speaks for, which only an owner of the bus may do (EPERM).  The
         connection is charged to the user it speaks for, or to another
-        `account`.  A `quota` that the
-        transport already accounts with can be handed over.  `max_connections`
-        limits that user's connections (EMFILE).
+        `account`.  A `quota` that the transport already accounts with can be
+        handed over.  `max_connections` limits that user's connections (EMFILE).
         """
         if flags & HelloFlag.ACTIVATOR and flags & HelloFlag.MONITOR:
             raise KdbusError(EINVAL, "a connection is of one kind")

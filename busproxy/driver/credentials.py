@@ -27,7 +27,10 @@ def _owner(call: Call, name: str, what: str) -> Connection | None:
 
 
 def _credentials(call: Call, name: str, what: str) -> Credentials:
-    owner = _owner(call, name, what)
+    return _credentials_of(call, _owner(call, name, what))
+
+
+def _credentials_of(call: Call, owner: Connection | None) -> Credentials:
     if owner is None:
         return Credentials(uid=call.driver.host.uid, pid=call.driver.host.pid)
     return call.driver.router.bus.connection_info(id=owner.id).credentials
@@ -68,7 +71,8 @@ def _get_adt_audit_session_data(call: Call) -> tuple[Any, ...]:
 
 def _get_credentials(call: Call) -> tuple[Any, ...] | None:
     (name,) = call.arguments
-    known = _credentials(call, name, "credentials")
+    owner = _owner(call, name, "credentials")
+    known = _credentials_of(call, owner)
     answer: dict[str, tuple[str, Any]] = {}
     if known.pid is not None:
         answer["ProcessID"] = ("u", known.pid)
@@ -81,7 +85,6 @@ def _get_credentials(call: Call) -> tuple[Any, ...] | None:
         answer["UnixGroupIDs"] = ("au", sorted(gids))
     if known.label is not None:
         answer["LinuxSecurityLabel"] = ("ay", known.label + b"\0")
-    owner = _owner(call, name, "credentials")
     fds = peer_of(owner).pidfd if owner is not None else call.driver.host.pidfd
     if fds is None or not call.peer.unix_fds:
         return (answer,)

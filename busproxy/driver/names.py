@@ -63,7 +63,7 @@ def _hello(call: Call) -> None:
         router.on_activated()
         active = router.active
         call.driver.statistics.on_connected(active, len(bus.names) + active)
-        router.show_to_monitors(call.message)
+        router.show_to_monitors(call.message, to_driver=True)
         call.driver.outbox.send_reply(peer, call.serial, "s", (unique_name,))
 
 

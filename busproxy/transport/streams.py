@@ -123,11 +123,6 @@ class Stream:
         self._wanted = 0
         poller.add(self)
 
-    def rebind(self, quota: Quota) -> None:
-        """Account from now on with another quota; nothing may be waiting."""
-        assert not self._backlog
-        self._quota = quota
-
     # Reading
 
     def on_readable(self) -> None:
