@@ -107,7 +107,11 @@ class Place:
         return process
 
     def start(self, kind: str, *options: str, **rest: Any) -> tuple[subprocess.Popen[bytes], str]:
-        """Start a daemon in the foreground and wait for its address."""
+        """Start a daemon in the foreground and wait until it serves; returns its address.
+
+        The printed address alone is too early: dbus-daemon prints it before it writes its pid file and
+        installs its signal handlers.
+        """
         reader, writer = os.pipe()
         try:
             process = self.launch(
@@ -117,6 +121,7 @@ class Place:
             os.close(writer)
         address = read_to_end(reader).strip()
         assert address, self.stderr
+        ask(address.partition(";")[0])
         return process, address
 
     def run(self, kind: str, *options: str, **rest: Any) -> int:
@@ -433,7 +438,6 @@ def test_a_signal_ends_it_and_what_it_made_is_gone(place: Place, kind: str, numb
     place.configure(pidfile=True)
     process, address = place.start(kind)
     with RawClient(address) as client:
-        # Only now: dbus-daemon writes the file after it has printed its address.
         assert place.pidfile.read_text() == f"{process.pid}\n"
         assert end(process, number) == 0
         with pytest.raises((Disconnected, ConnectionResetError)):
