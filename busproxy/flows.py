@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from busproxy.transport.streams import Stream
     from kdbus_core.bus import Bus
     from kdbus_core.connection import Connection
-    from kdbus_core.matches import Audience
     from kdbus_core.quota import User
     from kdbus_core.replies import Window
+    from kdbus_core.subscriptions import Audience
 
     BodyChecker = Callable[[bytes | bytearray, int, int], None]
 

@@ -32,9 +32,9 @@ from busproxy.wire.header import (
 )
 from kdbus_core.connection import Limits as ConnectionLimits
 from kdbus_core.errors import KdbusError
-from kdbus_core.matches import Audience, Envelope
 from kdbus_core.notifications import ReplyDead, ReplyTimeout
 from kdbus_core.quota import User
+from kdbus_core.subscriptions import Audience, Envelope
 
 if TYPE_CHECKING:
     import asyncio
@@ -245,21 +245,21 @@ class Router:
 
     def _to_driver(self, message: Incoming) -> None:
         """Monitors see a call first, eavesdroppers when it has been carried out, as with dbus-daemon."""
-        peer, matches = message.peer, self.bus.matches
+        peer, subscriptions = message.peer, self.bus.subscriptions
         if peer.connection is not None:
             self.show_to_monitors(message, to_driver=True)
         if self.driver.on_message(message) and peer.connection is not None and not peer.closed:
             envelope = self._envelope(message, None, to_driver=True)
-            self._copy(message, matches.eavesdropper_audience(envelope), peer.user)
+            self._copy(message, subscriptions.eavesdropper_audience(envelope), peer.user)
 
     def show_to_monitors(self, message: Incoming, *, to_driver: bool) -> None:
         """Show monitors a message to the driver, or one that does not reach anybody, or not yet.
 
         Its sender has a name by now.
         """
-        if self.bus.matches.has_monitors:
+        if self.bus.subscriptions.has_monitors:
             envelope = self._envelope(message, None, to_driver=to_driver)
-            self._copy(message, self.bus.matches.monitor_audience(envelope), message.peer.user)
+            self._copy(message, self.bus.subscriptions.monitor_audience(envelope), message.peer.user)
 
     def _copy(self, message: Incoming, audience: Audience, user: User, but: Connection | None = None) -> None:
         header = message.header
@@ -274,7 +274,7 @@ class Router:
 
     def _broadcast(self, message: Incoming, sender: Connection) -> None:
         header = message.header
-        audience = self.bus.matches.broadcast_audience(self._envelope(message, None, to_driver=False))
+        audience = self.bus.subscriptions.broadcast_audience(self._envelope(message, None, to_driver=False))
         if message.fds is not None:
             self._copy(message, audience, sender.user)
             return
@@ -361,9 +361,11 @@ class Router:
         reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
         duties = replies.window(receiver, sender) if reply_serial_at else None
         envelope = self._envelope(message, receiver, to_driver=False)
-        matches = self.bus.matches
+        subscriptions = self.bus.subscriptions
         others: Audience | None = (
-            matches.eavesdropper_audience(envelope) if was_held else matches.unicast_audience(envelope)
+            subscriptions.eavesdropper_audience(envelope)
+            if was_held
+            else subscriptions.unicast_audience(envelope)
         )
         if others is not None and not others.always and not others.argument_count:
             others = None

@@ -24,7 +24,6 @@ from kdbus_core.abi import HelloFlag, MakeFlag
 from kdbus_core.connection import Connection, Limits, Sink
 from kdbus_core.endpoint import DEFAULT_NAME, Endpoint
 from kdbus_core.errors import KdbusError
-from kdbus_core.matches import Matches, Rule
 from kdbus_core.metadata import ConnectionInfo, Credentials
 from kdbus_core.names import PRIMARY, NameRegistry
 from kdbus_core.notifications import (
@@ -37,6 +36,7 @@ from kdbus_core.notifications import (
 )
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
+from kdbus_core.subscriptions import Rule, Subscriptions
 
 if TYPE_CHECKING:
     from kdbus_core.domain import Domain
@@ -60,7 +60,7 @@ class Bus:
         self.connections: dict[int, Connection] = {}
         self.monitors: list[Connection] = []
         self.names = NameRegistry(self._on_name_change)
-        self.matches = Matches()
+        self.subscriptions = Subscriptions()
         self.replies = Replies()
         self.observers: list[Observer] = []
         self.route_generation = 0
@@ -125,7 +125,7 @@ class Bus:
         self.audience_generation += 1
         if connection.is_monitor:
             self.monitors.append(connection)
-            self.matches.add(connection, 0, Rule())  # a monitor sees everything
+            self.subscriptions.add(connection, 0, Rule())  # a monitor sees everything
             self.route_generation += 1
         else:
             self._report(IdAdd(connection))
@@ -163,7 +163,7 @@ class Bus:
             self.monitors.append(connection)
         # It does not watch its own going: that was told before it listens.
         for cookie, rule in enumerate(rules):
-            self.matches.add(connection, cookie, rule)
+            self.subscriptions.add(connection, cookie, rule)
             self._on_match_change(connection, rule)
 
     @staticmethod
@@ -176,7 +176,7 @@ class Bus:
     def _retire(self, connection: Connection, *, announce: bool = False) -> None:
         """Take a connection out of everything that others see of it."""
         self.names.disconnect(connection)
-        self.matches.disconnect(connection)
+        self.subscriptions.disconnect(connection)
         if announce:
             self._pending.append(IdRemove(connection))
         for requester, cookie in self.replies.disconnect(connection):
@@ -235,19 +235,19 @@ class Bus:
         with self.transaction():
             self.names.offer(connection, name)
 
-    # Matches
+    # Subscriptions
 
-    def match_add(self, connection: Connection, cookie: int, rule: Rule) -> None:
+    def subscribe(self, connection: Connection, cookie: int, rule: Rule) -> None:
         """MATCH_ADD: subscribe under a cookie; EMFILE when there are too many."""
         self._check_ordinary(connection)
         if connection.match_count >= connection.limits.matches:
             raise KdbusError(EMFILE, f"connection {connection.id} has {connection.match_count} matches")
-        self.matches.add(connection, cookie, rule)
+        self.subscriptions.add(connection, cookie, rule)
         self._on_match_change(connection, rule)
 
-    def match_remove(self, connection: Connection, cookie: int) -> None:
+    def unsubscribe(self, connection: Connection, cookie: int) -> None:
         """MATCH_REMOVE: drop what is subscribed under a cookie; EBADSLT when there is nothing."""
-        for rule in self.matches.remove(connection, cookie):
+        for rule in self.subscriptions.remove(connection, cookie):
             self._on_match_change(connection, rule)
 
     def _on_match_change(self, connection: Connection, rule: Rule) -> None:

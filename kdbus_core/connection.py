@@ -20,10 +20,10 @@ from kdbus_core.quota import Quota, User
 
 if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
-    from kdbus_core.matches import Entry
     from kdbus_core.names import Ownership
     from kdbus_core.notifications import ReplyDead, ReplyTimeout
     from kdbus_core.replies import Window
+    from kdbus_core.subscriptions import Entry
 
 
 class Sink(Protocol):
@@ -67,6 +67,7 @@ class Connection:
         "quota",
         "requests",
         "sink",
+        "subscriptions",
         "user",
     )
 
@@ -98,7 +99,7 @@ class Connection:
         self.limits = limits
         self.active = True
         self.names: dict[str, Ownership] = {}
-        self.matches: dict[int, list[Entry]] = {}
+        self.subscriptions: dict[int, list[Entry]] = {}
         self.match_count = 0
         self.requests: dict[Connection, Window] = {}
         self.duties: dict[Connection, Window] = {}

@@ -109,7 +109,8 @@ class Driver:
             self.refuse(message, error.name, error.text)
             return False
         peer = message.peer
-        if peer.connection is not None and message.fds is None and not self.router.bus.matches.has_listeners:
+        listeners = self.router.bus.subscriptions.has_listeners
+        if peer.connection is not None and message.fds is None and not listeners:
             peer.flows.add(DriverFlow(self, method, header), message.data, message.start, message.body, 0)
         return self.call(method, message)
 
@@ -242,7 +243,7 @@ class Driver:
     def _on_name_change(self, name: str, old: Connection | None, new: Connection | None) -> None:
         if old is None and new is None:
             return
-        if old is not None and (old.active or self.router.bus.matches.has_monitors):
+        if old is not None and (old.active or self.router.bus.subscriptions.has_monitors):
             # Even if it has gone: monitors see what it would have been told.
             self.outbox.send_signal(peer_of(old), "NameLost", "s", (name,))
         old_name = f"{UNIQUE_PREFIX}{old.id}" if old is not None else ""

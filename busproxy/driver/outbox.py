@@ -18,7 +18,7 @@ from busproxy.wire.header import NO_REPLY_EXPECTED, MessageType
 from busproxy.wire.marshal import marshal
 from busproxy.wire.message import build_message
 from kdbus_core.errors import KdbusError
-from kdbus_core.matches import Audience, Envelope
+from kdbus_core.subscriptions import Audience, Envelope
 
 if TYPE_CHECKING:
     from busproxy.peer import Peer
@@ -158,7 +158,7 @@ class Outbox:
     def broadcast(self, member: str, signature: str, values: Sequence[Any]) -> None:
         """Send a signal to everybody who subscribed to it."""
         envelope = Envelope(MessageType.SIGNAL, path=DRIVER_PATH, interface=DRIVER_INTERFACE, member=member)
-        audience = self._router.bus.matches.broadcast_audience(envelope)
+        audience = self._router.bus.subscriptions.broadcast_audience(envelope)
         if not audience.always and not audience.argument_count:
             return
         body = marshal(signature, values)
@@ -197,10 +197,10 @@ class Outbox:
         body: bytes,
         fds: FdSet | None = None,
     ) -> None:
-        matches = self._router.bus.matches
-        if matches.has_monitors:
+        subscriptions = self._router.bus.subscriptions
+        if subscriptions.has_monitors:
             envelope.destination = peer.connection if peer is not None else None
-            for monitor in self._audience(matches.monitor_audience(envelope), signature, body):
+            for monitor in self._audience(subscriptions.monitor_audience(envelope), signature, body):
                 if fds is None or monitor.unix_fds:
                     self._push(monitor, message, fds)
 

@@ -12,7 +12,7 @@ from busproxy.driver.call import Call, Method, MethodError
 from busproxy.peer import Peer, Phase, Subscription
 from busproxy.router import DRIVER_NAME, connection_id
 from busproxy.wire.match_rules import MatchRule, MatchRuleError, parse_match_rule
-from kdbus_core.matches import DRIVER, ArgumentTest, Rule
+from kdbus_core.subscriptions import DRIVER, ArgumentTest, Rule
 
 _NOBODY = -1  # a unique name that this bus never gives out
 
@@ -63,7 +63,7 @@ def _add_match(call: Call) -> tuple[Any, ...]:
         subscription.count += 1
     else:
         cookie = peer.next_cookie()
-        router.bus.match_add(call.connection, cookie, core_rule(rule))
+        router.bus.subscribe(call.connection, cookie, core_rule(rule))
         peer.subscriptions[rule] = Subscription(cookie)
     peer.rules += 1
     call.driver.statistics.on_match_added(peer)
@@ -82,7 +82,7 @@ def _remove_match(call: Call) -> tuple[Any, ...]:
     call.driver.statistics.on_match_removed()
     if not subscription.count:
         del peer.subscriptions[rule]
-        call.driver.router.bus.match_remove(call.connection, subscription.cookie)
+        call.driver.router.bus.unsubscribe(call.connection, subscription.cookie)
     return ()
 
 

@@ -22,7 +22,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kdbus_core import Bus, Connection, Credentials, Domain, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
-from kdbus_core.matches import DRIVER, ArgumentTest, Audience, Envelope, Rule
 from kdbus_core.names import (
     ACQUIRED,
     ACTIVATOR,
@@ -34,6 +33,7 @@ from kdbus_core.names import (
 )
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
 from kdbus_core.quota import User
+from kdbus_core.subscriptions import DRIVER, ArgumentTest, Audience, Envelope, Rule
 
 OWNER = Credentials(uid=1000)
 ORDINARY = HelloFlag(0)
@@ -229,7 +229,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def _is_refused_everything(self, connection: Connection, name: str, errno: int) -> None:
         assert refusal(lambda: self.bus.name_acquire(connection, name, QUEUE)) == errno
         assert refusal(lambda: self.bus.name_release(connection, name)) == errno
-        assert refusal(lambda: self.bus.match_add(connection, 0, Rule())) == errno
+        assert refusal(lambda: self.bus.subscribe(connection, 0, Rule())) == errno
         assert refusal(lambda: self.bus.become_monitor(connection)) == errno
 
     def _disconnect(self, connection: Connection) -> None:
@@ -242,7 +242,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.bus.disconnect(connection)
         assert not connection.active
         assert not connection.names
-        assert not connection.matches
+        assert not connection.subscriptions
         assert not connection.requests
         assert not connection.duties
         self._is_refused_everything(connection, NAMES[0], ESHUTDOWN)
@@ -308,19 +308,19 @@ class BrokerMachine(RuleBasedStateMachine):
         assert errno == (0 if had else EADDRINUSE if exists else ESRCH)
         assert name not in connection.names
 
-    # Commands: matches
+    # Commands: subscriptions
 
     @rule(data=st.data(), cookie=st.integers(0, 2), wanted=RULES)
-    def match_add(self, data: st.DataObject, cookie: int, wanted: Rule) -> None:
+    def subscribe(self, data: st.DataObject, cookie: int, wanted: Rule) -> None:
         connection = self._pick_ordinary(data)
-        self.bus.match_add(connection, cookie, wanted)
+        self.bus.subscribe(connection, cookie, wanted)
         self.subscriptions.setdefault((connection, cookie), []).append(wanted)
 
     @rule(data=st.data(), cookie=st.integers(0, 2))
-    def match_remove(self, data: st.DataObject, cookie: int) -> None:
+    def unsubscribe(self, data: st.DataObject, cookie: int) -> None:
         connection = self._pick(data, self.alive)
         is_there = (connection, cookie) in self.subscriptions
-        errno = refusal(lambda: self.bus.match_remove(connection, cookie))
+        errno = refusal(lambda: self.bus.unsubscribe(connection, cookie))
         assert errno == (0 if is_there else EBADSLT)
         self.subscriptions.pop((connection, cookie), None)
 
@@ -419,7 +419,7 @@ class BrokerMachine(RuleBasedStateMachine):
             owned = [item for item in self.subscriptions.items() if item[0][0] is connection]
             mine = {cookie: rules for (_, cookie), rules in owned}
             assert connection.match_count == sum(map(len, mine.values()))
-            held = {c: [entry.rule for entry in entries] for c, entries in connection.matches.items()}
+            held = {c: [entry.rule for entry in entries] for c, entries in connection.subscriptions.items()}
             assert held == mine
             assert connection.outstanding == sum(request[0] is connection for request in self.open_requests)
 
@@ -446,10 +446,10 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_index_holds_exactly_the_rules_in_force(self) -> None:
-        matches = self.bus.matches
+        subscriptions = self.bus.subscriptions
         found = [
             (entry.connection, entry.rule)
-            for index in (matches._subscribers, matches._eavesdroppers, matches._monitors)
+            for index in (subscriptions._subscribers, subscriptions._eavesdroppers, subscriptions._monitors)
             for bucket in index._buckets.values()
             for entries in (bucket.plain, *bucket.by_argument.values())
             for entry in entries
@@ -518,7 +518,7 @@ class BrokerMachine(RuleBasedStateMachine):
                         path=path,
                         member=member,
                     )
-                    audience = self.bus.matches.unicast_audience(envelope)
+                    audience = self.bus.subscriptions.unicast_audience(envelope)
                     probe["others", sender, destination, member] = self._all_of(audience, arguments)
         return probe
 
@@ -528,7 +528,7 @@ class BrokerMachine(RuleBasedStateMachine):
         for sender in (None, *self.alive):
             for path, member, arguments in MESSAGES:
                 envelope = Envelope(4, sender=sender, path=path, member=member)
-                audience = self.bus.matches.broadcast_audience(envelope)
+                audience = self.bus.subscriptions.broadcast_audience(envelope)
                 probe[sender, member] = self._all_of(audience, arguments)
         return probe
 
@@ -558,10 +558,11 @@ class BrokerMachine(RuleBasedStateMachine):
         assert not bus.connections
         assert not bus.monitors
         assert len(bus.names) == 0
-        for index in (bus.matches._subscribers, bus.matches._eavesdroppers, bus.matches._monitors):
+        kept = bus.subscriptions
+        for index in (kept._subscribers, kept._eavesdroppers, kept._monitors):
             assert not index._buckets
             assert not index._shapes
-        assert not bus.matches.has_monitors
+        assert not bus.subscriptions.has_monitors
         assert bus.replies.next_deadline() is None
         assert not bus.replies._deadlines
         assert not self.domain._users

@@ -15,9 +15,9 @@ import pytest
 from kdbus_core import Bus, Connection, Credentials, Domain, Endpoint, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
-from kdbus_core.matches import Audience, Envelope, Rule
 from kdbus_core.notifications import Notification, ReplyDead, ReplyTimeout
 from kdbus_core.quota import Quota, User
+from kdbus_core.subscriptions import Audience, Envelope, Rule
 
 OWNER_UID = 1000
 OWNER = Credentials(uid=OWNER_UID, gid=1000, pid=4711)
@@ -128,7 +128,8 @@ class World:
         assert bus.names.entries() == []
         assert bus.replies.next_deadline() is None
         assert not bus.replies._deadlines
-        for index in (bus.matches._subscribers, bus.matches._eavesdroppers, bus.matches._monitors):
+        kept = bus.subscriptions
+        for index in (kept._subscribers, kept._eavesdroppers, kept._monitors):
             assert not index._buckets
             assert not index._shapes
         assert not self.domain._users
@@ -140,7 +141,7 @@ def assert_refers_to_nothing(connection: Connection) -> None:
     """A connection that has gone refers to nothing that others could still see."""
     assert not connection.active
     assert not connection.names
-    assert not connection.matches
+    assert not connection.subscriptions
     assert connection.match_count == 0
     assert not connection.requests
     assert not connection.duties
@@ -158,7 +159,7 @@ def refused(errno: int) -> Iterator[None]:
 def listening_to(world: World, rule: Rule) -> Connection:
     """A new connection with this one rule."""
     listener = world.connect()
-    world.bus.match_add(listener, 1, rule)
+    world.bus.subscribe(listener, 1, rule)
     return listener
 
 

@@ -21,9 +21,9 @@ from broker_world import OWNER, STRANGER, Recorder, World, assert_refers_to_noth
 
 from kdbus_core import Connection, Credentials, Endpoint, KdbusError
 from kdbus_core.abi import HelloFlag, MakeFlag
-from kdbus_core.matches import Rule
 from kdbus_core.names import ALLOW_REPLACEMENT, PRIMARY, QUEUE, REPLACE_EXISTING
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
+from kdbus_core.subscriptions import Rule
 
 NAME = "org.example.Name"
 ROOT = Credentials(uid=0, gid=0)
@@ -178,7 +178,7 @@ def test_after_a_disconnect_nothing_refers_to_the_connection() -> None:
     world = World()
     gone, other = world.connect_many(2)
     world.bus.name_acquire(gone, NAME, 0)
-    world.bus.match_add(gone, 1, Rule())
+    world.bus.subscribe(gone, 1, Rule())
     world.open_request(gone, other, 1)
     world.bus.disconnect(gone)
     assert_refers_to_nothing(gone)
@@ -218,12 +218,12 @@ def test_when_others_learn_of_a_disconnect_it_is_complete() -> None:
     gone, heir = world.connect_many(2)
     world.bus.name_acquire(gone, NAME, 0)
     world.bus.name_acquire(heir, NAME, QUEUE)
-    world.bus.match_add(gone, 1, Rule())
+    world.bus.subscribe(gone, 1, Rule())
     seen: list[tuple[object, ...]] = []
 
     def look(_: Notification) -> None:
         users = world.domain.user(1000).connections
-        seen.append((gone.id in world.bus.connections, gone.names, gone.matches, users))
+        seen.append((gone.id in world.bus.connections, gone.names, gone.subscriptions, users))
 
     world.bus.observers.append(look)
     world.bus.disconnect(gone)
@@ -249,7 +249,7 @@ def test_who_becomes_a_monitor_gives_up_everything_as_if_it_had_gone() -> None:
     watcher, heir, caller = world.connect_many(3)
     world.bus.name_acquire(watcher, NAME, 0)
     world.bus.name_acquire(heir, NAME, QUEUE)
-    world.bus.match_add(watcher, 1, Rule(eavesdrop=True))
+    world.bus.subscribe(watcher, 1, Rule(eavesdrop=True))
     world.open_request(caller, watcher, 9)
     world.news.clear()
     world.bus.become_monitor(watcher)
@@ -259,7 +259,7 @@ def test_who_becomes_a_monitor_gives_up_everything_as_if_it_had_gone() -> None:
         ReplyDead(caller, 9),
     ]
     assert (watcher.names, watcher.match_count) == ({}, 1)
-    assert [entry.rule for entries in watcher.matches.values() for entry in entries] == [Rule()]
+    assert [entry.rule for entries in watcher.subscriptions.values() for entry in entries] == [Rule()]
     assert world.bus.monitors == [watcher]
     assert watcher.active
     assert watcher.is_monitor

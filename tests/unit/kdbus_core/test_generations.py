@@ -13,8 +13,8 @@ import pytest
 from broker_world import World, refused
 
 from kdbus_core.connection import Connection
-from kdbus_core.matches import ArgumentTest, Rule
 from kdbus_core.names import ALLOW_REPLACEMENT, QUEUE, REPLACE_EXISTING
+from kdbus_core.subscriptions import ArgumentTest, Rule
 
 OWNED = "org.example.Owned"
 OFFERED = "org.example.Offered"
@@ -31,8 +31,8 @@ class Scene:
         self.monitor = self.world.connect_monitor()
         self.bus.name_acquire(self.owner, OWNED, ALLOW_REPLACEMENT | QUEUE)
         self.bus.name_acquire(self.heir, OWNED, QUEUE)
-        self.bus.match_add(self.listener, 1, Rule())
-        self.bus.match_add(self.eavesdropper, 1, Rule(eavesdrop=True))
+        self.bus.subscribe(self.listener, 1, Rule())
+        self.bus.subscribe(self.eavesdropper, 1, Rule(eavesdrop=True))
 
     def changes(self, command: Callable[[Scene], object]) -> tuple[bool, bool]:
         """Run a command; says whether the generations of routes and of audiences have changed."""
@@ -104,9 +104,9 @@ RULES = [Rule(), Rule(arguments=(ArgumentTest(0, "string", "x"),)), Rule(path_na
 @pytest.mark.parametrize("rule", RULES)
 def test_a_subscription_changes_audiences_when_it_comes_and_when_it_goes(rule: Rule) -> None:
     scene = Scene()
-    _, audience = scene.changes(lambda scene: scene.bus.match_add(scene.other, 1, rule))
+    _, audience = scene.changes(lambda scene: scene.bus.subscribe(scene.other, 1, rule))
     assert audience
-    _, audience = scene.changes(lambda scene: scene.bus.match_remove(scene.other, 1))
+    _, audience = scene.changes(lambda scene: scene.bus.unsubscribe(scene.other, 1))
     assert audience
 
 
@@ -119,8 +119,8 @@ def test_who_eavesdrops_changes_routes_when_it_comes_and_when_it_goes(
 ) -> None:
     scene = Scene()
     rule = Rule(arguments=arguments, eavesdrop=True)
-    assert scene.changes(lambda scene: scene.bus.match_add(scene.other, 5, rule)) == (True, True)
-    assert scene.changes(lambda scene: scene.bus.match_remove(scene.other, 5)) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.subscribe(scene.other, 5, rule)) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.unsubscribe(scene.other, 5)) == (True, True)
 
 
 @pytest.mark.parametrize("arguments", SOME_OR_NO_ARGUMENTS)
@@ -130,19 +130,19 @@ def test_what_a_monitor_sees_changes_routes_when_it_comes_and_when_it_goes(
     scene = Scene()
     rule = Rule(arguments=arguments)
     assert scene.changes(lambda scene: scene.bus.become_monitor(scene.other, [rule])) == (True, True)
-    assert scene.changes(lambda scene: scene.bus.match_remove(scene.other, 0)) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.unsubscribe(scene.other, 0)) == (True, True)
 
 
 def test_a_cookie_with_rules_of_both_kinds_changes_routes_when_it_goes() -> None:
     scene = Scene()
-    scene.bus.match_add(scene.other, 5, Rule(eavesdrop=True))
-    scene.bus.match_add(scene.other, 5, Rule())
-    assert scene.changes(lambda scene: scene.bus.match_remove(scene.other, 5)) == (True, True)
+    scene.bus.subscribe(scene.other, 5, Rule(eavesdrop=True))
+    scene.bus.subscribe(scene.other, 5, Rule())
+    assert scene.changes(lambda scene: scene.bus.unsubscribe(scene.other, 5)) == (True, True)
 
 
 def test_subscriptions_of_others_leave_routes_alone() -> None:
     scene = Scene()
-    assert scene.changes(lambda scene: scene.bus.match_add(scene.other, 1, Rule())) == (False, True)
+    assert scene.changes(lambda scene: scene.bus.subscribe(scene.other, 1, Rule())) == (False, True)
 
 
 def test_a_new_connection_leaves_routes_alone() -> None:
@@ -169,7 +169,7 @@ def test_a_refused_command_leaves_everything_alone() -> None:
             scene.bus.name_acquire(scene.other, OWNED, 0)
         for special in (scene.monitor, scene.activator):
             with refused(EOPNOTSUPP):
-                scene.bus.match_add(special, 1, Rule(eavesdrop=True))
+                scene.bus.subscribe(special, 1, Rule(eavesdrop=True))
             with refused(EOPNOTSUPP):
                 scene.bus.become_monitor(special)
         with refused(EOPNOTSUPP):

@@ -8,7 +8,7 @@ import pytest
 from broker_world import World, listening_to, receivers, refused, signal
 
 from kdbus_core.connection import Limits
-from kdbus_core.matches import DRIVER, EMPTY_AUDIENCE, ArgumentTest, Rule
+from kdbus_core.subscriptions import DRIVER, EMPTY_AUDIENCE, ArgumentTest, Rule
 
 ANYTHING = Rule()
 FIRST_X = (ArgumentTest(0, "string", "x"),)
@@ -39,9 +39,9 @@ def test_a_connection_hears_a_message_once_however_many_rules_hold(rules: tuple[
     world.bus.name_acquire(sender, "org.example.B", 0)
     listener, other = world.connect_many(2)
     for cookie, rule in enumerate(rules):
-        world.bus.match_add(listener, cookie, rule)
-        world.bus.match_add(other, cookie, rule)
-    heard = receivers(world.bus.matches.broadcast_audience(signal(sender)), ("s", "x"))
+        world.bus.subscribe(listener, cookie, rule)
+        world.bus.subscribe(other, cookie, rule)
+    heard = receivers(world.bus.subscriptions.broadcast_audience(signal(sender)), ("s", "x"))
     assert sorted(connection.id for connection in heard) == [listener.id, other.id]
 
 
@@ -52,24 +52,24 @@ def test_a_subscriber_hears_broadcasts_only() -> None:
     world = World()
     sender, destination = world.connect_many(2)
     listener = listening_to(world, ANYTHING)
-    matches = world.bus.matches
+    subscriptions = world.bus.subscriptions
     message = signal(sender, destination=destination)
-    assert receivers(matches.broadcast_audience(signal(sender))) == [listener]
-    assert receivers(matches.unicast_audience(message)) == []
-    assert receivers(matches.eavesdropper_audience(message)) == []
-    assert receivers(matches.monitor_audience(message)) == []
+    assert receivers(subscriptions.broadcast_audience(signal(sender))) == [listener]
+    assert receivers(subscriptions.unicast_audience(message)) == []
+    assert receivers(subscriptions.eavesdropper_audience(message)) == []
+    assert receivers(subscriptions.monitor_audience(message)) == []
 
 
 def test_an_eavesdropper_hears_broadcasts_and_what_is_sent_to_others() -> None:
     world = World()
     sender, destination = world.connect_many(2)
     listener = listening_to(world, Rule(eavesdrop=True))
-    matches = world.bus.matches
+    subscriptions = world.bus.subscriptions
     message = signal(sender, destination=destination)
-    assert receivers(matches.broadcast_audience(signal(sender))) == [listener]
-    assert receivers(matches.unicast_audience(message)) == [listener]
-    assert receivers(matches.eavesdropper_audience(message)) == [listener]
-    assert receivers(matches.monitor_audience(message)) == []
+    assert receivers(subscriptions.broadcast_audience(signal(sender))) == [listener]
+    assert receivers(subscriptions.unicast_audience(message)) == [listener]
+    assert receivers(subscriptions.eavesdropper_audience(message)) == [listener]
+    assert receivers(subscriptions.monitor_audience(message)) == []
 
 
 @pytest.mark.parametrize("eavesdrop", [True, False])
@@ -77,12 +77,12 @@ def test_a_monitor_hears_everything_with_or_without_eavesdropping(eavesdrop: boo
     world = World()
     sender, destination = world.connect_many(2)
     monitor = world.connect_monitor_of(Rule(eavesdrop=eavesdrop))
-    matches = world.bus.matches
+    subscriptions = world.bus.subscriptions
     message = signal(sender, destination=destination)
-    assert receivers(matches.broadcast_audience(signal(sender))) == [monitor]
-    assert receivers(matches.unicast_audience(message)) == [monitor]
-    assert receivers(matches.eavesdropper_audience(message)) == []
-    assert receivers(matches.monitor_audience(message)) == [monitor]
+    assert receivers(subscriptions.broadcast_audience(signal(sender))) == [monitor]
+    assert receivers(subscriptions.unicast_audience(message)) == [monitor]
+    assert receivers(subscriptions.eavesdropper_audience(message)) == []
+    assert receivers(subscriptions.monitor_audience(message)) == [monitor]
 
 
 def test_who_connects_as_a_monitor_hears_everything_by_one_rule() -> None:
@@ -90,12 +90,12 @@ def test_who_connects_as_a_monitor_hears_everything_by_one_rule() -> None:
     sender, destination = world.connect_many(2)
     monitor = world.connect_monitor()
     assert monitor.match_count == 1
-    assert [entry.rule for entries in monitor.matches.values() for entry in entries] == [ANYTHING]
-    matches = world.bus.matches
-    assert receivers(matches.broadcast_audience(signal(sender))) == [monitor]
-    assert receivers(matches.unicast_audience(signal(sender, destination=destination))) == [monitor]
-    assert receivers(matches.eavesdropper_audience(signal(sender, to_driver=True))) == []
-    assert receivers(matches.monitor_audience(signal(None, path=None, interface=None))) == [monitor]
+    assert [entry.rule for entries in monitor.subscriptions.values() for entry in entries] == [ANYTHING]
+    subscriptions = world.bus.subscriptions
+    assert receivers(subscriptions.broadcast_audience(signal(sender))) == [monitor]
+    assert receivers(subscriptions.unicast_audience(signal(sender, destination=destination))) == [monitor]
+    assert receivers(subscriptions.eavesdropper_audience(signal(sender, to_driver=True))) == []
+    assert receivers(subscriptions.monitor_audience(signal(None, path=None, interface=None))) == [monitor]
 
 
 def test_who_becomes_a_monitor_without_rules_of_its_own_hears_everything() -> None:
@@ -103,14 +103,14 @@ def test_who_becomes_a_monitor_without_rules_of_its_own_hears_everything() -> No
     monitor = world.connect()
     world.bus.become_monitor(monitor)
     assert monitor.match_count == 1
-    assert world.bus.matches.monitor_audience(signal(None)).always == (monitor,)
+    assert world.bus.subscriptions.monitor_audience(signal(None)).always == (monitor,)
 
 
 def test_a_monitor_hears_what_any_of_its_rules_says_and_hears_it_once() -> None:
     world = World()
     monitor = world.connect_monitor_of(Rule(member="M"), Rule(member="N"), Rule(path_namespace="/a"))
     assert monitor.match_count == 3
-    seen = world.bus.matches.monitor_audience
+    seen = world.bus.subscriptions.monitor_audience
     paths_and_members = [("/a/b", "M"), ("/b", "N"), ("/a", "O"), ("/b", "O")]
     heard = [receivers(seen(signal(None, path=path, member=member))) for path, member in paths_and_members]
     assert heard == [[monitor], [monitor], [monitor], []]
@@ -119,7 +119,7 @@ def test_a_monitor_hears_what_any_of_its_rules_says_and_hears_it_once() -> None:
 def test_a_monitor_hears_only_what_its_rules_say() -> None:
     world = World()
     monitor = world.connect_monitor_of(Rule(member="M", arguments=FIRST_X))
-    seen = world.bus.matches.monitor_audience
+    seen = world.bus.subscriptions.monitor_audience
     assert receivers(seen(signal(None)), ("s", "x")) == [monitor]
     assert receivers(seen(signal(None)), ("s", "y")) == []
     assert receivers(seen(signal(None, member="N")), ("s", "x")) == []
@@ -129,11 +129,11 @@ def test_there_are_monitors_while_a_monitor_has_a_rule() -> None:
     world = World()
     listening_to(world, Rule(eavesdrop=True))
     monitor = world.connect()
-    answers = [world.bus.matches.has_monitors]
+    answers = [world.bus.subscriptions.has_monitors]
     world.bus.become_monitor(monitor, [ANYTHING])
-    answers.append(world.bus.matches.has_monitors)
-    world.bus.match_remove(monitor, 0)
-    answers.append(world.bus.matches.has_monitors)
+    answers.append(world.bus.subscriptions.has_monitors)
+    world.bus.unsubscribe(monitor, 0)
+    answers.append(world.bus.subscriptions.has_monitors)
     assert answers == [False, True, False]
 
 
@@ -151,25 +151,25 @@ def test_somebody_listens_while_a_monitor_or_an_eavesdropper_has_a_rule(
 ) -> None:
     world = World()
     listener = world.connect()
-    answers = [world.bus.matches.has_listeners]
+    answers = [world.bus.subscriptions.has_listeners]
     if is_monitor:
         world.bus.become_monitor(listener, [rule])
     else:
-        world.bus.match_add(listener, 0, rule)
-    answers.append(world.bus.matches.has_listeners)
-    world.bus.match_remove(listener, 0)
-    answers.append(world.bus.matches.has_listeners)
+        world.bus.subscribe(listener, 0, rule)
+    answers.append(world.bus.subscriptions.has_listeners)
+    world.bus.unsubscribe(listener, 0)
+    answers.append(world.bus.subscriptions.has_listeners)
     assert answers == [False, expected, False]
 
 
 def test_an_ordinary_connection_that_becomes_a_monitor_keeps_none_of_its_rules() -> None:
     world = World()
     listener = listening_to(world, ANYTHING)
-    world.bus.match_add(listener, 2, Rule(eavesdrop=True))
+    world.bus.subscribe(listener, 2, Rule(eavesdrop=True))
     world.bus.become_monitor(listener, [Rule(member="M")])
     assert listener.match_count == 1
-    assert world.bus.matches.broadcast_audience(signal(None, member="N")) is EMPTY_AUDIENCE
-    assert receivers(world.bus.matches.monitor_audience(signal(None, member="M"))) == [listener]
+    assert world.bus.subscriptions.broadcast_audience(signal(None, member="N")) is EMPTY_AUDIENCE
+    assert receivers(world.bus.subscriptions.monitor_audience(signal(None, member="M"))) == [listener]
 
 
 def test_monitors_and_activators_cannot_subscribe() -> None:
@@ -177,9 +177,9 @@ def test_monitors_and_activators_cannot_subscribe() -> None:
     for special in (world.connect_monitor(), world.connect_monitor_of(), world.connect_activator("a.b")):
         count = special.match_count
         with refused(EOPNOTSUPP):
-            world.bus.match_add(special, 7, ANYTHING)
+            world.bus.subscribe(special, 7, ANYTHING)
         assert special.match_count == count
-        assert 7 not in special.matches
+        assert 7 not in special.subscriptions
 
 
 def test_who_has_gone_cannot_subscribe() -> None:
@@ -187,7 +187,7 @@ def test_who_has_gone_cannot_subscribe() -> None:
     for gone in (world.connect(), world.connect_monitor(), world.connect_activator("a.b")):
         world.bus.disconnect(gone)
         with refused(ESHUTDOWN):
-            world.bus.match_add(gone, 7, ANYTHING)
+            world.bus.subscribe(gone, 7, ANYTHING)
     world.assert_holds_nothing()
 
 
@@ -197,13 +197,13 @@ def test_who_has_gone_cannot_subscribe() -> None:
 def test_what_is_under_a_cookie_goes_together() -> None:
     world = World()
     (listener,) = world.connect_many(1)
-    world.bus.match_add(listener, 7, Rule(member="M"))
-    world.bus.match_add(listener, 7, Rule(member="N"))
-    world.bus.match_add(listener, 8, Rule(member="O"))
+    world.bus.subscribe(listener, 7, Rule(member="M"))
+    world.bus.subscribe(listener, 7, Rule(member="N"))
+    world.bus.subscribe(listener, 8, Rule(member="O"))
     assert listener.match_count == 3
-    world.bus.match_remove(listener, 7)
+    world.bus.unsubscribe(listener, 7)
     assert listener.match_count == 1
-    heard = [receivers(world.bus.matches.broadcast_audience(signal(None, member=m))) for m in "MNO"]
+    heard = [receivers(world.bus.subscriptions.broadcast_audience(signal(None, member=m))) for m in "MNO"]
     assert heard == [[], [], [listener]]
 
 
@@ -211,45 +211,45 @@ def test_of_two_equal_rules_removing_one_leaves_the_other() -> None:
     world = World()
     (listener,) = world.connect_many(1)
     rule = Rule(member="M", arguments=FIRST_X)
-    world.bus.match_add(listener, 1, rule)
-    world.bus.match_add(listener, 2, rule)
-    world.bus.match_remove(listener, 1)
-    assert receivers(world.bus.matches.broadcast_audience(signal(None)), ("s", "x")) == [listener]
+    world.bus.subscribe(listener, 1, rule)
+    world.bus.subscribe(listener, 2, rule)
+    world.bus.unsubscribe(listener, 1)
+    assert receivers(world.bus.subscriptions.broadcast_audience(signal(None)), ("s", "x")) == [listener]
 
 
 @pytest.mark.parametrize("cookie", [0, 1, 2**64 - 1])
 def test_removing_what_is_not_there_is_refused(cookie: int) -> None:
     world = World()
     listener, other = world.connect_many(2)
-    world.bus.match_add(other, cookie, ANYTHING)
+    world.bus.subscribe(other, cookie, ANYTHING)
     with refused(EBADSLT):
-        world.bus.match_remove(listener, cookie)
-    world.bus.match_remove(other, cookie)
+        world.bus.unsubscribe(listener, cookie)
+    world.bus.unsubscribe(other, cookie)
     with refused(EBADSLT):
-        world.bus.match_remove(other, cookie)
+        world.bus.unsubscribe(other, cookie)
 
 
 def test_more_rules_than_the_limit_are_refused_and_not_kept() -> None:
     world = World()
     listener = world.connect(limits=Limits(matches=2))
-    world.bus.match_add(listener, 1, Rule(member="A"))
-    world.bus.match_add(listener, 1, Rule(member="B"))
+    world.bus.subscribe(listener, 1, Rule(member="A"))
+    world.bus.subscribe(listener, 1, Rule(member="B"))
     with refused(EMFILE):
-        world.bus.match_add(listener, 2, ANYTHING)
+        world.bus.subscribe(listener, 2, ANYTHING)
     assert listener.match_count == 2
-    assert 2 not in listener.matches
-    assert world.bus.matches.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
-    world.bus.match_remove(listener, 1)
-    world.bus.match_add(listener, 2, ANYTHING)
+    assert 2 not in listener.subscriptions
+    assert world.bus.subscriptions.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
+    world.bus.unsubscribe(listener, 1)
+    world.bus.subscribe(listener, 2, ANYTHING)
 
 
 def test_a_connection_may_have_4096_rules_unless_told_otherwise() -> None:
     world = World()
     (listener,) = world.connect_many(1)
     for cookie in range(4096):
-        world.bus.match_add(listener, cookie, ANYTHING)
+        world.bus.subscribe(listener, cookie, ANYTHING)
     with refused(EMFILE):
-        world.bus.match_add(listener, 4096, ANYTHING)
+        world.bus.subscribe(listener, 4096, ANYTHING)
 
 
 def test_a_rule_leaves_no_trace_when_it_is_removed() -> None:
@@ -267,11 +267,11 @@ def test_a_rule_leaves_no_trace_when_it_is_removed() -> None:
     ]
     listener, monitor = world.connect(), world.connect_monitor_of(*shapes)
     for cookie, rule in enumerate(shapes):
-        world.bus.match_add(listener, cookie, rule)
+        world.bus.subscribe(listener, cookie, rule)
     for cookie in range(len(shapes)):
-        world.bus.match_remove(listener, cookie)
+        world.bus.unsubscribe(listener, cookie)
     for cookie in reversed(range(len(shapes))):
-        world.bus.match_remove(monitor, cookie)
+        world.bus.unsubscribe(monitor, cookie)
     world.bus.disconnect(listener)
     world.bus.disconnect(monitor)
     world.assert_holds_nothing()

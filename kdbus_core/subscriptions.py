@@ -309,7 +309,7 @@ class _Index:
                         yield bucket
 
 
-class Matches:
+class Subscriptions:
     """All subscriptions of a bus."""
 
     def __init__(self) -> None:
@@ -325,13 +325,13 @@ class Matches:
     def add(self, connection: Connection, cookie: int, rule: Rule) -> None:
         """Subscribe; several rules may share a cookie."""
         entry = Entry(connection, rule)
-        connection.matches.setdefault(cookie, []).append(entry)
+        connection.subscriptions.setdefault(cookie, []).append(entry)
         connection.match_count += 1
         self._index(entry).add(entry)
 
     def remove(self, connection: Connection, cookie: int) -> list[Rule]:
         """Drop all rules under a cookie; EBADSLT when there is none."""
-        entries = connection.matches.pop(cookie, None)
+        entries = connection.subscriptions.pop(cookie, None)
         if entries is None:
             raise KdbusError(EBADSLT, f"connection {connection.id} has no match {cookie}")
         connection.match_count -= len(entries)
@@ -341,7 +341,7 @@ class Matches:
 
     def disconnect(self, connection: Connection) -> None:
         """Drop every rule of a connection."""
-        for cookie in list(connection.matches):
+        for cookie in list(connection.subscriptions):
             self.remove(connection, cookie)
 
     @property

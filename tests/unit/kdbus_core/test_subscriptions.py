@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from broker_world import METHOD_CALL, SIGNAL, World, listening_to, receivers, signal
 
-from kdbus_core.matches import DRIVER, EMPTY_AUDIENCE, ArgumentKind, ArgumentTest, Envelope, Rule
 from kdbus_core.names import ALLOW_REPLACEMENT, QUEUE, REPLACE_EXISTING
+from kdbus_core.subscriptions import DRIVER, EMPTY_AUDIENCE, ArgumentKind, ArgumentTest, Envelope, Rule
 
 ANYTHING = Rule()
 
@@ -15,7 +15,7 @@ def hears(rule: Rule, envelope: Envelope, *arguments: tuple[str, str] | None) ->
     """Whether a listener with this one rule gets a broadcast from outside its world's connections."""
     world = World()
     listener = listening_to(world, rule)
-    heard = receivers(world.bus.matches.broadcast_audience(envelope), *arguments)
+    heard = receivers(world.bus.subscriptions.broadcast_audience(envelope), *arguments)
     assert heard in ([], [listener])
     return bool(heard)
 
@@ -81,7 +81,7 @@ def test_of_several_namespaces_around_a_path_all_hold_and_none_beside_it_does() 
     listeners = [listening_to(world, Rule(path_namespace=namespace)) for namespace in around]
     for namespace in ("/b", "/a/c", "/a/b/cc", "/a/b/c/long", "/a/b/c/long_element/d"):
         listening_to(world, Rule(path_namespace=namespace))
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     for count, path in enumerate(around, start=1):
         heard = receivers(broadcast(signal(None, path=path)))
         assert sorted(connection.id for connection in heard) == [x.id for x in listeners[:count]]
@@ -113,7 +113,7 @@ def test_a_sender_is_known_by_its_number() -> None:
     world = World()
     sender, other = world.connect_many(2)
     listener = listening_to(world, Rule(sender=sender.id))
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     assert receivers(broadcast(signal(sender))) == [listener]
     assert receivers(broadcast(signal(other))) == []
     assert receivers(broadcast(signal(None))) == []
@@ -123,7 +123,7 @@ def test_a_sender_is_known_by_the_names_it_owns_when_it_sends() -> None:
     world = World()
     sender, other = world.connect_many(2)
     listener = listening_to(world, Rule(sender="org.example.Name"))
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     assert receivers(broadcast(signal(sender))) == []
     world.bus.name_acquire(sender, "org.example.Name", ALLOW_REPLACEMENT | QUEUE)
     world.bus.name_acquire(sender, "org.example.Second", 0)
@@ -139,7 +139,7 @@ def test_the_driver_sends_as_number_zero_and_under_no_name() -> None:
     (sender,) = world.connect_many(1)
     listener = listening_to(world, Rule(sender=DRIVER))
     listening_to(world, Rule(sender="org.freedesktop.DBus"))
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     assert receivers(broadcast(signal(None))) == [listener]
     assert receivers(broadcast(signal(sender))) == []
 
@@ -148,7 +148,7 @@ def test_a_destination_is_known_by_its_number() -> None:
     world = World()
     sender, destination, other = world.connect_many(3)
     listener = listening_to(world, Rule(destination=destination.id, eavesdrop=True))
-    unicast = world.bus.matches.unicast_audience
+    unicast = world.bus.subscriptions.unicast_audience
     assert receivers(unicast(signal(sender, destination=destination))) == [listener]
     assert receivers(unicast(signal(sender, destination=other))) == []
     assert receivers(unicast(signal(sender, to_driver=True))) == []
@@ -160,7 +160,7 @@ def test_a_destination_is_known_by_the_names_it_owns_when_it_is_sent_to() -> Non
     world.bus.name_acquire(owner, "org.example.Name", 0)
     world.bus.name_acquire(waiting, "org.example.Name", QUEUE)
     listener = listening_to(world, Rule(destination="org.example.Name", eavesdrop=True))
-    unicast = world.bus.matches.unicast_audience
+    unicast = world.bus.subscriptions.unicast_audience
     assert receivers(unicast(signal(sender, destination=owner))) == [listener]
     assert receivers(unicast(signal(sender, destination=waiting))) == []
     assert receivers(unicast(signal(sender, destination=sender))) == []
@@ -173,7 +173,7 @@ def test_the_driver_as_destination_is_number_zero_and_has_no_name() -> None:
     sender, destination = world.connect_many(2)
     listener = listening_to(world, Rule(destination=DRIVER, eavesdrop=True))
     listening_to(world, Rule(destination="org.freedesktop.DBus", eavesdrop=True))
-    unicast = world.bus.matches.unicast_audience
+    unicast = world.bus.subscriptions.unicast_audience
     assert receivers(unicast(signal(sender, to_driver=True))) == [listener]
     assert receivers(unicast(signal(sender, destination=destination))) == []
 
@@ -184,13 +184,13 @@ def test_a_broadcast_has_no_destination_that_a_rule_could_name(destination: int 
     (sender,) = world.connect_many(1)
     world.bus.name_acquire(sender, "org.example.Name", 0)
     listening_to(world, Rule(destination=destination, eavesdrop=True))
-    assert receivers(world.bus.matches.broadcast_audience(signal(sender))) == []
+    assert receivers(world.bus.subscriptions.broadcast_audience(signal(sender))) == []
 
 
 def test_a_sender_hears_its_own_broadcast() -> None:
     world = World()
     sender = listening_to(world, ANYTHING)
-    assert receivers(world.bus.matches.broadcast_audience(signal(sender))) == [sender]
+    assert receivers(world.bus.subscriptions.broadcast_audience(signal(sender))) == [sender]
 
 
 # Conditions on arguments
@@ -265,12 +265,12 @@ def test_a_first_argument_does_not_excuse_the_header() -> None:
     listening_to(world, Rule(message_type=METHOD_CALL, arguments=first))
     listening_to(world, Rule(destination=sender.id, arguments=first))
     listener = listening_to(world, Rule(message_type=SIGNAL, arguments=first))
-    assert receivers(world.bus.matches.broadcast_audience(signal(sender)), ("s", "x")) == [listener]
+    assert receivers(world.bus.subscriptions.broadcast_audience(signal(sender)), ("s", "x")) == [listener]
 
 
 def test_an_audience_says_how_many_arguments_it_wants_to_see() -> None:
     world = World()
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     assert broadcast(signal(None)).argument_count == 0
     listening_to(world, ANYTHING)
     assert broadcast(signal(None)).argument_count == 0
@@ -285,7 +285,7 @@ def test_an_audience_says_how_many_arguments_it_wants_to_see() -> None:
 def test_a_rule_on_the_first_argument_alone_wants_to_see_it() -> None:
     world = World()
     listener = listening_to(world, Rule(arguments=(ArgumentTest(0, "string", "x"),)))
-    audience = world.bus.matches.broadcast_audience(signal(None))
+    audience = world.bus.subscriptions.broadcast_audience(signal(None))
     assert audience.argument_count == 1
     assert receivers(audience) == []
     assert receivers(audience, ("s", "x")) == [listener]
@@ -296,7 +296,7 @@ def test_as_many_arguments_are_asked_for_as_a_rule_on_the_first_and_a_later_one_
     world = World()
     rule = Rule(arguments=(ArgumentTest(index, "string", "y"), ArgumentTest(0, "string", "x")))
     listener = listening_to(world, rule)
-    audience = world.bus.matches.broadcast_audience(signal(None))
+    audience = world.bus.subscriptions.broadcast_audience(signal(None))
     assert audience.argument_count == index + 1
     assert receivers(audience, ("s", "x"), *[None] * (index - 1), ("s", "y")) == [listener]
 
@@ -305,7 +305,7 @@ def test_arguments_that_rules_on_other_messages_need_are_not_asked_for() -> None
     world = World()
     listening_to(world, Rule(member="M", arguments=(ArgumentTest(0, "string", "x"),)))
     listening_to(world, Rule(member="N", arguments=(ArgumentTest(9, "string", "x"),)))
-    broadcast = world.bus.matches.broadcast_audience
+    broadcast = world.bus.subscriptions.broadcast_audience
     counts = [broadcast(signal(None, member=member)).argument_count for member in "MNO"]
     assert counts == [1, 10, 0]
 
@@ -313,9 +313,9 @@ def test_arguments_that_rules_on_other_messages_need_are_not_asked_for() -> None
 def test_when_the_rules_on_a_message_have_gone_their_arguments_are_not_asked_for_any_more() -> None:
     world = World()
     listener = listening_to(world, Rule(arguments=(ArgumentTest(9, "string", "x"),)))
-    world.bus.match_remove(listener, 1)
-    world.bus.match_add(listener, 1, Rule(arguments=(ArgumentTest(0, "string", "x"),)))
-    assert world.bus.matches.broadcast_audience(signal(None)).argument_count == 1
+    world.bus.unsubscribe(listener, 1)
+    world.bus.subscribe(listener, 1, Rule(arguments=(ArgumentTest(0, "string", "x"),)))
+    assert world.bus.subscriptions.broadcast_audience(signal(None)).argument_count == 1
 
 
 def test_arguments_are_not_asked_for_where_only_other_messages_need_them() -> None:
@@ -323,13 +323,13 @@ def test_arguments_are_not_asked_for_where_only_other_messages_need_them() -> No
     first = (ArgumentTest(0, "string", "x"),)
     listening_to(world, Rule(member="Other", arguments=first))
     listening_to(world, Rule(message_type=METHOD_CALL, arguments=(ArgumentTest(0, "path", "/"),)))
-    assert world.bus.matches.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
+    assert world.bus.subscriptions.broadcast_audience(signal(None)) is EMPTY_AUDIENCE
 
 
 def test_who_listens_anyway_is_not_asked_about_arguments() -> None:
     world = World()
     listener = listening_to(world, Rule(arguments=(ArgumentTest(0, "path", "/"),)))
-    world.bus.match_add(listener, 2, ANYTHING)
-    audience = world.bus.matches.broadcast_audience(signal(None))
+    world.bus.subscribe(listener, 2, ANYTHING)
+    audience = world.bus.subscriptions.broadcast_audience(signal(None))
     assert audience.always == (listener,)
     assert audience.argument_count == 0

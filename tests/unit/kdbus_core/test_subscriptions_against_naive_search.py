@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbus_core.connection import Connection
-from kdbus_core.matches import DRIVER, ArgumentKind, ArgumentTest, Audience, Envelope, Rule
 from kdbus_core.names import QUEUE
+from kdbus_core.subscriptions import DRIVER, ArgumentKind, ArgumentTest, Audience, Envelope, Rule
 
 NAMES = ["org.example.A", "org.example.B"]
 PATHS = ["/", "/a", "/a/b", "/ab", "/a/b/c"]
@@ -200,7 +200,7 @@ def set_up(
         if subscription.owner == MONITOR:
             cookies.append(next(monitors_cookies))
         else:
-            world.bus.match_add(connections[subscription.owner], number, subscription.rule)
+            world.bus.subscribe(connections[subscription.owner], number, subscription.rule)
             cookies.append(number)
     return world, connections, cookies
 
@@ -232,24 +232,24 @@ def test_the_index_agrees_with_a_naive_search(
         interface=message.interface,
         member=message.member,
     )
-    matches = world.bus.matches
+    subscriptions = world.bus.subscriptions
     left = wanted
     for _ in range(2):
         holding = [subscription for subscription in left if judge.holds(subscription.rule)]
         everybody = {subscription.owner for subscription in holding}
         monitors = everybody & {MONITOR}
         listening_in = {subscription.owner for subscription in holding if subscription.rule.eavesdrop}
-        check(matches.broadcast_audience(envelope), message.arguments, everybody)
-        check(matches.unicast_audience(envelope), message.arguments, listening_in | monitors)
-        check(matches.eavesdropper_audience(envelope), message.arguments, listening_in - monitors)
-        check(matches.monitor_audience(envelope), message.arguments, monitors)
-        assert matches.has_monitors == any(subscription.owner == MONITOR for subscription in left)
-        assert matches.has_listeners == any(
+        check(subscriptions.broadcast_audience(envelope), message.arguments, everybody)
+        check(subscriptions.unicast_audience(envelope), message.arguments, listening_in | monitors)
+        check(subscriptions.eavesdropper_audience(envelope), message.arguments, listening_in - monitors)
+        check(subscriptions.monitor_audience(envelope), message.arguments, monitors)
+        assert subscriptions.has_monitors == any(subscription.owner == MONITOR for subscription in left)
+        assert subscriptions.has_listeners == any(
             subscription.owner == MONITOR or subscription.rule.eavesdrop for subscription in left
         )
         for cookie, subscription in zip(cookies, wanted, strict=True):
             if subscription.removed and subscription in left:
                 connection = connections[subscription.owner]
-                if cookie in connection.matches:
-                    world.bus.match_remove(connection, cookie)
+                if cookie in connection.subscriptions:
+                    world.bus.unsubscribe(connection, cookie)
         left = [subscription for subscription in left if not subscription.removed]
