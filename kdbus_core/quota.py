@@ -6,6 +6,9 @@ so that one user cannot fill a queue that others need: of the room that is
 left, counting a user's own share as free, each may hold a third (kdbus, pool
 share rule).  The method that stores is the method that charges; `refund`
 mirrors it exactly, and an account with nothing waiting does not exist.
+
+What a receiver has read and not freed yet is not charged to anybody: of its
+pool only half is offered, and the other half is its own.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from collections.abc import Callable
 from errno import EMFILE, ENOBUFS
 
 from kdbus_core.errors import KdbusError
+
+MAX_SHARE = (1 << 32) - 1
+"""Bytes of one user that may wait at one receiver, however large its pool is."""
 
 
 class User:
@@ -87,17 +93,16 @@ class Quota:
         messages is used up, EMFILE when too many descriptors wait.
         """
         share = self.shares.get(user)
-        own = share.memory if share is not None else 0
+        own, messages, in_flight = (0, 0, 0) if share is None else (share.memory, share.messages, share.fds)
         free = self.capacity - self.total_memory + own
-        if self.total_memory > self.capacity or free // 3 - own < size:
+        if self.total_memory > self.capacity or min(free // 3, MAX_SHARE) - own < size:
             raise KdbusError(ENOBUFS, f"{user} has {own} bytes waiting here, no room for {size} more")
-        if share is not None:
-            if share.messages >= self.max_messages:
-                raise KdbusError(ENOBUFS, f"{user} has {share.messages} messages waiting here")
-            if share.fds + fds > self.max_fds:
-                raise KdbusError(EMFILE, f"{user} has {share.fds} file descriptors waiting here")
-        elif fds > self.max_fds:
-            raise KdbusError(EMFILE, f"{fds} file descriptors are more than {self.max_fds}")
+        if messages >= self.max_messages:
+            raise KdbusError(ENOBUFS, f"{user} has {messages} messages waiting here")
+        if in_flight + fds > self.max_fds:
+            raise KdbusError(
+                EMFILE, f"{user} has {in_flight} file descriptors waiting here, no room for {fds}"
+            )
         self.force(user, size, fds)
 
     def force(self, user: User, size: int, fds: int = 0) -> None:
