@@ -10,6 +10,9 @@ Two counters tell them when to ask again: `route_generation` changes whenever
 a message that was routed before might go elsewhere now (an owner changed, a
 connection went, somebody listens in), `audience_generation` whenever the
 receivers of a broadcast might differ.  A change that is not counted is a bug.
+
+A bus ends with the handle that made it: its endpoints go, then everybody on
+it, and every later command is refused with ESHUTDOWN.
 """
 
 from __future__ import annotations
@@ -17,15 +20,43 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from errno import EADDRNOTAVAIL, EINVAL, EMFILE, ENXIO, EOPNOTSUPP, EPERM, EREMCHG, ESHUTDOWN, ESRCH
+from errno import (
+    E2BIG,
+    EADDRNOTAVAIL,
+    EBUSY,
+    ECONNREFUSED,
+    EEXIST,
+    EINVAL,
+    EMFILE,
+    ENOENT,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    EPIPE,
+    EREMCHG,
+    ESHUTDOWN,
+    ESRCH,
+    ETIMEDOUT,
+)
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import HelloFlag, MakeFlag
+from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, UNSET_ID, HelloFlag, MakeFlag
 from kdbus_core.connection import Connection, Limits, Sink
+from kdbus_core.delivery import Delivery, Received
 from kdbus_core.endpoint import DEFAULT_NAME, Endpoint
 from kdbus_core.errors import KdbusError
-from kdbus_core.metadata import ConnectionInfo, Credentials
-from kdbus_core.names import PRIMARY, NameRegistry
+from kdbus_core.inbox import Inbox
+from kdbus_core.matches import Matches, MatchRule
+from kdbus_core.metadata import (
+    ConnectionInfo,
+    Credentials,
+    Process,
+    Snapshot,
+    as_credentials,
+    parse_attach_flags,
+)
+from kdbus_core.names import PRIMARY, NameRegistry, is_valid_name
+from kdbus_core.node import check_own_name
 from kdbus_core.notifications import (
     IdAdd,
     IdRemove,
@@ -34,34 +65,65 @@ from kdbus_core.notifications import (
     ReplyDead,
     ReplyTimeout,
 )
+from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
 from kdbus_core.subscriptions import Rule, Subscriptions
+from kdbus_core.synchronous import OnDone, SyncCall
 
 if TYPE_CHECKING:
-    from kdbus_core.domain import Domain
+    from kdbus_core.caller import File
+    from kdbus_core.domain import Bloom, Domain
+    from kdbus_core.message import Message
+    from kdbus_core.pool import Pool
 
 Observer = Callable[[Notification], None]
 
+_SPECIAL = HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER
+_NAMED = HelloFlag.ACTIVATOR | HelloFlag.POLICY_HOLDER
+
 
 class Bus:
-    """One bus of a domain; commands are its methods."""
+    """One bus of a domain; commands are its methods.
+
+    `creator_mask` says which metadata of its creator can be asked for,
+    `required` which metadata everybody who connects has to grant.
+    """
 
     def __init__(
-        self, domain: Domain, name: str, id: int, id128: bytes, owner: Credentials, access: MakeFlag
+        self,
+        domain: Domain,
+        name: str,
+        id: int,
+        id128: bytes,
+        creator: Process,
+        flags: MakeFlag,
+        bloom: Bloom,
+        creator_mask: int,
+        required: int,
     ) -> None:
         self.domain = domain
         self.name = name
         self.id = id
         self.id128 = id128
-        self.owner = owner
+        self.creator = creator
+        self.owner = creator.credentials
+        self.flags = flags
+        self.bloom = bloom
+        self.creator_mask = creator_mask
+        self.required = required
+        self.active = True
         self.kernel_user = User(None)  # whom the bus' own messages are charged to
-        self.endpoint = Endpoint(self, DEFAULT_NAME, access)
+        self.endpoint = Endpoint(self, DEFAULT_NAME, self.owner, flags)
+        self.endpoints = {DEFAULT_NAME: self.endpoint}
         self.connections: dict[int, Connection] = {}
         self.monitors: list[Connection] = []
-        self.names = NameRegistry(self._on_name_change)
+        self.policy = PolicyDatabase()
+        self.names = NameRegistry(self._on_name_change, may_own)
+        self.matches = Matches()
         self.subscriptions = Subscriptions()
         self.replies = Replies()
+        self.delivery = Delivery(self)
         self.observers: list[Observer] = []
         self.route_generation = 0
         self.audience_generation = 0
@@ -69,67 +131,199 @@ class Bus:
         self._depth = 0
         self._flushing = False
 
+    # The bus and its endpoints
+
+    def make_endpoint(self, name: str, maker: Process, access: MakeFlag = MakeFlag(0)) -> Endpoint:  # noqa: B008 - a constant
+        """Make a custom endpoint (ENDPOINT_MAKE).
+
+        Only owners may (EPERM); the name starts with the maker's uid and a
+        dash (EINVAL) and is not in use (EEXIST).
+        """
+        self._check_active()
+        if not self.endpoint.is_owner(maker):
+            raise KdbusError(EPERM, "only an owner of the bus makes endpoints")
+        check_own_name(name, maker.credentials)
+        if name in self.endpoints:
+            raise KdbusError(EEXIST, f"there is an endpoint '{name}'")
+        endpoint = self.endpoints[name] = Endpoint(self, name, maker.credentials, access)
+        return endpoint
+
+    def close(self) -> None:
+        """End the bus: its endpoints and everybody on them."""
+        if not self.active:
+            return
+        self.active = False
+        with self.transaction():
+            for endpoint in list(self.endpoints.values()):
+                endpoint.close()
+            self._pending.clear()  # there is nobody left to tell
+        del self.domain.buses[self.name]
+
+    def _check_active(self) -> None:
+        if not self.active:
+            raise KdbusError(ESHUTDOWN, f"bus '{self.name}' has gone")
+
     # Connections
 
     def hello(
         self,
         endpoint: Endpoint,
-        sink: Sink,
-        credentials: Credentials,
+        process: Process,
         *,
-        faked: Credentials | None = None,
-        privileged: bool = False,
+        sink: Sink | None = None,
+        pool: Pool | None = None,
+        on_ready: Callable[[], None] | None = None,
         flags: HelloFlag = HelloFlag(0),  # noqa: B008 - a constant
+        attach_send: int = 0,
+        attach_recv: int = 0,
+        faked: Credentials | Snapshot | None = None,
         description: str = "",
+        name: str | None = None,
+        accesses: Sequence[Access] = (),
         limits: Limits = Limits(),  # noqa: B008 - a constant
         quota: Quota | None = None,
         account: User | None = None,
-        max_connections: int | None = None,
+        max_connections: int | None = MAX_CONNECTIONS_PER_USER,
     ) -> Connection:
-        """Make a connection (HELLO).
+        """Make a connection (HELLO): a native one with a `pool`, else a local one with a `sink`.
 
-        `credentials` are those of the process that connects; `faked` are those
-        it speaks for, which only an owner of the bus may do (EPERM).  The
-        connection is charged to the user it speaks for, or to another
-        `account`.  A `quota` that the transport already accounts with can be
-        handed over.  `max_connections` limits that user's connections (EMFILE).
+        `process` opened the handle; `faked` are the credentials it speaks for,
+        which only an owner of the bus may give.  `name` and `accesses` are an
+        activator's or a policy holder's.  `on_ready` is called when a native
+        connection has something to receive; it must not issue commands.
+
+        The connection is charged to its endpoint's account, to the user it
+        speaks for, or to the one who opened it; a proxy may name another
+        `account` and a `quota` that its transport already accounts with.
+        `max_connections` limits the connections of that user; None does not.
+
+        Raises EINVAL, EOPNOTSUPP, EPERM, ECONNREFUSED, EMFILE, EEXIST, ESHUTDOWN
+        in the order of kdbus; nothing is announced before all is checked.
         """
-        if flags & HelloFlag.ACTIVATOR and flags & HelloFlag.MONITOR:
-            raise KdbusError(EINVAL, "a connection is of one kind")
-        owner = endpoint.is_owner(credentials, privileged=privileged)
-        if faked is not None and not owner:
+        self._check_active()
+        if not endpoint.active:
+            raise KdbusError(ESHUTDOWN, f"endpoint '{endpoint.name}' has gone")
+        special = flags & _SPECIAL
+        if special or name is not None:
+            _check_kind(endpoint, special, name)
+        is_owner = endpoint.is_owner(process)
+        if special and not is_owner:
+            raise KdbusError(EPERM, "only an owner of the bus makes special connections")
+        if faked is not None and not is_owner:
             raise KdbusError(EPERM, "only an owner of the bus may speak for others")
-        if flags and flags & (HelloFlag.ACTIVATOR | HelloFlag.MONITOR) and not owner:
-            raise KdbusError(EPERM, "only an owner of the bus may be a monitor or an activator")
-        uid = credentials.uid
-        if faked is not None and faked.uid is not None:
-            uid = faked.uid
-        user = account or self.domain.user(uid)
+        attach_send = parse_attach_flags(attach_send)
+        attach_recv = parse_attach_flags(attach_recv)
+        if pool is not None and self.required & ~attach_send:
+            raise KdbusError(ECONNREFUSED, f"the bus requires metadata {self.required:#x}")
+        id = self.domain.next_id()
+        user = account or self._account(endpoint, process, faked)
         if max_connections is not None and user.connections >= max_connections:
             user.settle()
             raise KdbusError(EMFILE, f"uid {user.uid} has {user.connections} connections")
+        if quota is None:
+            size = limits.pool_size if pool is None else pool.size
+            quota = Quota(size // 2, limits.queued_messages, limits.in_flight_fds)
         connection = Connection(
-            self.domain.next_id(),
+            id,
             endpoint,
-            sink,
+            process,
             flags=flags,
-            credentials=credentials,
             faked=faked,
             user=user,
+            is_owner=is_owner,
+            sink=sink,
+            inbox=None if pool is None else Inbox(pool, quota, on_ready),
             description=description,
+            attach_send=attach_send,
+            attach_recv=attach_recv,
             limits=limits,
             quota=quota,
         )
-        user.connections += 1
+        if name is not None:
+            try:
+                self._check_offer(connection, name)
+                self.policy.replace(connection, [PolicyEntry(name, tuple(accesses))])
+            except KdbusError:
+                user.settle()
+                raise
+        self._link(connection, name)
+        return connection
+
+    def _link(self, connection: Connection, name: str | None) -> None:
+        connection.user.connections += 1
         self.connections[connection.id] = connection
         self.audience_generation += 1
         if connection.is_monitor:
             self.monitors.append(connection)
-            self.subscriptions.add(connection, 0, Rule())  # a monitor sees everything
+            if connection.inbox is None:
+                self.subscriptions.add(connection, 0, Rule())  # a monitor sees everything
             self.route_generation += 1
-        else:
-            self._report(IdAdd(connection))
-        return connection
+            return
+        with self.transaction():
+            self._pending.append(IdAdd(connection))
+            if connection.is_activator and name is not None:
+                self.names.offer(connection, name)
+
+    def _check_offer(self, connection: Connection, name: str) -> None:
+        if not connection.is_activator:
+            return
+        entry = self.names.entry(name)
+        if entry is not None and entry.activator is not None:
+            raise KdbusError(EEXIST, f"'{name}' has an activator")
+
+    def _account(self, endpoint: Endpoint, process: Process, faked: Credentials | Snapshot | None) -> User:
+        """Whom a connection is charged to: a made-up user only if the privileged say so."""
+        if endpoint.user is not None:
+            return endpoint.user
+        uid = process.real_uid
+        if isinstance(faked, Credentials):
+            uid = uid if faked.uid is None else faked.uid
+        elif faked is not None and process.privileged and faked.creds is not None:
+            uid = uid if faked.creds.uid == UNSET_ID else faked.creds.uid
+        return self.domain.user(uid)
+
+    def update(
+        self,
+        connection: Connection,
+        *,
+        attach_send: int | None = None,
+        attach_recv: int | None = None,
+        policy: Sequence[PolicyEntry] | None = None,
+    ) -> None:
+        """Change metadata masks or a policy holder's policy (UPDATE).
+
+        EOPNOTSUPP for what a connection of this kind does not have, EINVAL for
+        unknown bits or a send mask without what the bus requires, E2BIG for
+        more than one name, EEXIST for a name somebody else has a policy for.
+        """
+        self._check_connected(connection)
+        if attach_send is not None:
+            if not (connection.is_ordinary or connection.is_monitor):
+                raise KdbusError(EOPNOTSUPP, f"connection {connection.id} sends nothing")
+            attach_send = parse_attach_flags(attach_send)
+            if self.required & ~attach_send:
+                raise KdbusError(EINVAL, f"the bus requires metadata {self.required:#x}")
+        if attach_recv is not None:
+            if connection.is_policy_holder:
+                raise KdbusError(EOPNOTSUPP, f"connection {connection.id} receives nothing")
+            attach_recv = parse_attach_flags(attach_recv)
+        if policy is not None:
+            if not connection.is_policy_holder:
+                raise KdbusError(EOPNOTSUPP, f"connection {connection.id} holds no policy")
+            if len(policy) > 1:
+                raise KdbusError(E2BIG, "a policy holder has one name")
+            self.policy.replace(connection, policy)
+        if attach_send is not None:
+            connection.attach_send = attach_send
+        if attach_recv is not None:
+            connection.attach_recv = attach_recv
+
+    def byebye(self, connection: Connection) -> None:
+        """Leave in good order (BYEBYE): EBUSY while something is queued."""
+        self._check_ordinary(connection)
+        if connection.inbox is not None and len(connection.inbox):
+            raise KdbusError(EBUSY, f"{len(connection.inbox)} messages wait for connection {connection.id}")
+        self.disconnect(connection)
 
     def disconnect(self, connection: Connection) -> None:
         """End a connection: names, matches and requests go, others are told.
@@ -141,46 +335,54 @@ class Bus:
             return
         connection.active = False
         with self.transaction():
+            for call in list(connection.calls):
+                call.cancel(ESHUTDOWN)
             self._retire(connection, announce=not connection.is_monitor)
             del self.connections[connection.id]
             if connection.is_monitor:
                 self.monitors.remove(connection)
+            if connection.inbox is not None:
+                connection.inbox.close()
             connection.user.disconnect()
 
     def become_monitor(self, connection: Connection, rules: Sequence[Rule] = (Rule(),)) -> None:
-        """Turn an ordinary connection into a monitor of what matches any of `rules`.
+        """Turn a local connection into a monitor of what matches any of `rules`.
 
-        It is said to be gone, loses its names, matches and open requests, and
-        sees what others send from now on; no kdbus command does this, the D-Bus
-        method BecomeMonitor asks for it.  EOPNOTSUPP for a special connection.
+        It is said to be gone, loses its names, subscriptions and open requests,
+        and sees what others send from now on; no kdbus command does this, the
+        D-Bus method BecomeMonitor asks for it.  EOPNOTSUPP for a special connection.
         """
         self._check_ordinary(connection)
         with self.transaction():
             self._pending.append(IdRemove(connection))
             self._retire(connection)
-            connection.flags |= HelloFlag.MONITOR
-            connection.is_monitor = True
+            connection.become(connection.flags | HelloFlag.MONITOR)
             self.monitors.append(connection)
         # It does not watch its own going: that was told before it listens.
         for cookie, rule in enumerate(rules):
             self.subscriptions.add(connection, cookie, rule)
-            self._on_match_change(connection, rule)
+            self._on_subscription_change(connection, rule)
 
     @staticmethod
-    def _check_ordinary(connection: Connection) -> None:
+    def _check_connected(connection: Connection) -> None:
         if not connection.active:
             raise KdbusError(ESHUTDOWN, f"connection {connection.id} has gone")
-        if connection.is_monitor or connection.is_activator:
-            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is a monitor or an activator")
+
+    def _check_ordinary(self, connection: Connection) -> None:
+        self._check_connected(connection)
+        if not connection.is_ordinary:
+            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is not an ordinary one")
 
     def _retire(self, connection: Connection, *, announce: bool = False) -> None:
         """Take a connection out of everything that others see of it."""
         self.names.disconnect(connection)
+        self.policy.remove(connection)
+        self.matches.disconnect(connection)
         self.subscriptions.disconnect(connection)
         if announce:
             self._pending.append(IdRemove(connection))
-        for requester, cookie in self.replies.disconnect(connection):
-            self._pending.append(ReplyDead(requester, cookie))
+        for lost in self.replies.disconnect(connection):
+            self.delivery.on_lost(lost, EPIPE)
         self.route_generation += 1
         self.audience_generation += 1
 
@@ -207,7 +409,7 @@ class Bus:
         return ConnectionInfo(
             connection.id,
             int(connection.flags),
-            connection.faked or connection.credentials,
+            connection.credentials if connection.faked is None else as_credentials(connection.faked),
             tuple(name for name, mine in connection.names.items() if mine.flags & PRIMARY),
             connection.description,
         )
@@ -215,7 +417,7 @@ class Bus:
     # Names
 
     def name_acquire(self, connection: Connection, name: str, flags: int) -> int:
-        """NAME_ACQUIRE; see `NameRegistry.acquire`."""
+        """NAME_ACQUIRE; see `NameRegistry.acquire`.  EPERM without the right to own the name."""
         self._check_ordinary(connection)
         with self.transaction():
             return self.names.acquire(connection, name, flags)
@@ -226,34 +428,84 @@ class Bus:
         with self.transaction():
             self.names.release(connection, name)
 
-    def name_offer(self, connection: Connection, name: str) -> None:
-        """Make an activator stand in for a name; see `NameRegistry.offer`."""
-        if not connection.active:
-            raise KdbusError(ESHUTDOWN, f"connection {connection.id} has gone")
-        if not connection.is_activator:
-            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is no activator")
-        with self.transaction():
-            self.names.offer(connection, name)
+    # Matches and subscriptions
 
-    # Subscriptions
+    def match_add(
+        self, connection: Connection, cookie: int, rules: Sequence[MatchRule], *, replace: bool = False
+    ) -> None:
+        """MATCH_ADD: receive what all of `rules` let through; EMFILE when there are too many.
+
+        `replace` removes what stands under the cookie first.
+        """
+        self._check_ordinary(connection)
+        if replace and cookie in connection.matches:
+            self.matches.remove(connection, cookie)
+        self._check_match_count(connection)
+        self.matches.add(connection, cookie, rules)
+
+    def match_remove(self, connection: Connection, cookie: int) -> None:
+        """MATCH_REMOVE: drop all entries under a cookie; EBADSLT when there is none."""
+        self._check_ordinary(connection)
+        self.matches.remove(connection, cookie)
 
     def subscribe(self, connection: Connection, cookie: int, rule: Rule) -> None:
-        """MATCH_ADD: subscribe under a cookie; EMFILE when there are too many."""
+        """Have a local connection receive what an exact rule lets through; EMFILE when there are too many."""
         self._check_ordinary(connection)
-        if connection.match_count >= connection.limits.matches:
-            raise KdbusError(EMFILE, f"connection {connection.id} has {connection.match_count} matches")
+        self._check_match_count(connection)
         self.subscriptions.add(connection, cookie, rule)
-        self._on_match_change(connection, rule)
+        self._on_subscription_change(connection, rule)
 
     def unsubscribe(self, connection: Connection, cookie: int) -> None:
-        """MATCH_REMOVE: drop what is subscribed under a cookie; EBADSLT when there is nothing."""
+        """Drop what is subscribed under a cookie; EBADSLT when there is nothing."""
+        self._check_ordinary(connection)
         for rule in self.subscriptions.remove(connection, cookie):
-            self._on_match_change(connection, rule)
+            self._on_subscription_change(connection, rule)
 
-    def _on_match_change(self, connection: Connection, rule: Rule) -> None:
+    @staticmethod
+    def _check_match_count(connection: Connection) -> None:
+        if connection.match_count >= connection.limits.matches:
+            raise KdbusError(EMFILE, f"connection {connection.id} has {connection.match_count} matches")
+
+    def _on_subscription_change(self, connection: Connection, rule: Rule) -> None:
         self.audience_generation += 1
         if rule.eavesdrop or connection.is_monitor:
             self.route_generation += 1
+
+    # Messages
+
+    def send(self, connection: Connection, message: Message) -> None:
+        """SEND without waiting; see `Delivery.send`.  The message is used up."""
+        try:
+            self._check_ordinary(connection)
+            self.delivery.send(connection, message)
+        finally:
+            message.release()
+
+    def call(self, connection: Connection, message: Message, on_done: OnDone | None = None) -> SyncCall:
+        """SEND that waits for the reply; see `Delivery.call`.  The message is used up."""
+        try:
+            self._check_ordinary(connection)
+            return self.delivery.call(connection, message, on_done)
+        finally:
+            message.release()
+
+    def cancel(self, connection: Connection, cookie: int) -> None:
+        """End the synchronous calls with this cookie (MSG_CANCEL): ENOENT when there is none."""
+        self._check_ordinary(connection)
+        calls = [call for call in connection.calls if call.cookie == cookie]
+        if not calls:
+            raise KdbusError(ENOENT, f"connection {connection.id} does not wait for {cookie}")
+        for call in calls:
+            call.cancel()
+
+    def receive(
+        self, connection: Connection, flags: int, priority: int, install: Callable[[File], int]
+    ) -> Received:
+        """RECV; see `Delivery.receive`."""
+        self._check_connected(connection)
+        if connection.is_policy_holder:
+            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} receives nothing")
+        return self.delivery.receive(connection, flags, priority, install)
 
     # Destinations and replies
 
@@ -265,7 +517,7 @@ class Bus:
         """
         if name is None:
             connection = self.connections.get(id)
-            if connection is None or connection.is_monitor or connection.is_activator:
+            if connection is None or not connection.is_ordinary:
                 raise KdbusError(ENXIO, f"no connection {id}")
             return connection
         entry = self.names.entry(name)
@@ -280,9 +532,9 @@ class Bus:
 
     def expire_replies(self, now: int) -> None:
         """Tell the requesters whose deadline has passed (nanoseconds)."""
-        for requester, cookie in self.replies.expire(now):
-            self._pending.append(ReplyTimeout(requester, cookie))
-        self._flush()
+        with self.transaction():
+            for lost in self.replies.expire(now):
+                self.delivery.on_lost(lost, ETIMEDOUT)
 
     def invalidate(self) -> None:
         """Have everybody ask again who remembers where messages go: rules outside the bus have changed."""
@@ -294,7 +546,10 @@ class Bus:
     def _on_name_change(self, change: NameChange) -> None:
         self.route_generation += 1
         self.audience_generation += 1
-        self._report(change)
+        old, new = change.old, change.new
+        if old is not None and new is not None and (old.is_activator or new.is_activator):
+            self.delivery.hand_over(old, new, change.name_id)
+        self.report(change)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -306,7 +561,8 @@ class Bus:
             self._depth -= 1
             self._flush()
 
-    def _report(self, notification: Notification) -> None:
+    def report(self, notification: Notification) -> None:
+        """Tell this to whom it concerns, at the end of the command that is under way."""
         self._pending.append(notification)
         self._flush()
 
@@ -323,10 +579,28 @@ class Bus:
             self._flushing = False
 
     def _deliver(self, notification: Notification) -> None:
+        self.delivery.notify(notification)
         match notification:
             case ReplyDead() | ReplyTimeout():
-                if notification.requester.active:
-                    notification.requester.sink.on_reply_lost(notification)
+                requester = notification.requester
+                if requester.active and requester.sink is not None:
+                    requester.sink.on_reply_lost(notification)
             case _:
                 for observer in self.observers:
                     observer(notification)
+
+
+def _check_kind(endpoint: Endpoint, special: HelloFlag, name: str | None) -> None:
+    """Which kind of connection HELLO asks for, and whether it fits its name and endpoint."""
+    if special and special & (special - 1):
+        raise KdbusError(EINVAL, "a connection is of one kind")
+    if name is not None and not special & _NAMED:
+        raise KdbusError(EINVAL, "only activators and policy holders have a name from the start")
+    if special & _NAMED:
+        if name is None:
+            raise KdbusError(EINVAL, "an activator or policy holder needs a name")
+        plain = name[:-1] + "x" if name.endswith(".*") and special & HelloFlag.POLICY_HOLDER else name
+        if not is_valid_name(plain):
+            raise KdbusError(EINVAL, f"'{name}' is not a well-known name")
+    if special & HelloFlag.MONITOR and not endpoint.is_default:
+        raise KdbusError(EOPNOTSUPP, "there are no monitors on a custom endpoint")

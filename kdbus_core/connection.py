@@ -1,8 +1,14 @@
 """A connected handle: the identity that owns names, subscribes and is sent to.
 
 A connection belongs to one endpoint of one bus.  It is made by `Bus.hello`
-and ended by `Bus.disconnect`; in between it is active.  What is delivered to
-it leaves through its `Sink`, which whoever made the connection provides.
+and ended by `Bus.disconnect`; in between it is active.  There are two ways to
+be connected:
+
+- a *native* connection has an `inbox`: messages are put into its pool, and
+  matches (bloom masks, ids, names) decide which broadcasts it gets;
+- a *local* connection is made by a proxy in the same process.  It has no
+  pool; what concerns it alone leaves through its `sink`, and subscriptions
+  (exact rules) decide what it gets.
 
 `requests` and `duties` are the two ends of the reply windows (see `replies`):
 whom this connection waits for, and who waits for it.
@@ -15,19 +21,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from kdbus_core import abi
 from kdbus_core.abi import HelloFlag
-from kdbus_core.metadata import Credentials
 from kdbus_core.quota import Quota, User
 
 if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
+    from kdbus_core.inbox import Inbox
+    from kdbus_core.matches import Entry as MatchEntry
+    from kdbus_core.metadata import Credentials, Process, Snapshot
     from kdbus_core.names import Ownership
     from kdbus_core.notifications import ReplyDead, ReplyTimeout
     from kdbus_core.replies import Window
     from kdbus_core.subscriptions import Entry
+    from kdbus_core.synchronous import SyncCall
+
+_SPECIAL = HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER
 
 
 class Sink(Protocol):
-    """Where a connection's own notifications go."""
+    """Where a local connection's own notifications go."""
 
     def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
         """A request of this connection has ended without a reply."""
@@ -46,10 +57,18 @@ class Limits:
 
 
 class Connection:
-    """One connection; `id` is unique in its domain and never used again."""
+    """One connection; `id` is unique in its domain and never used again.
+
+    `credentials` and `process` are those of whoever opened the handle, frozen
+    at that moment; `faked` are those it speaks for.
+    """
 
     __slots__ = (
+        "accepts_fds",
         "active",
+        "attach_recv",
+        "attach_send",
+        "calls",
         "credentials",
         "description",
         "duties",
@@ -57,13 +76,18 @@ class Connection:
         "faked",
         "flags",
         "id",
+        "inbox",
         "is_activator",
         "is_monitor",
+        "is_ordinary",
+        "is_owner",
+        "is_policy_holder",
         "limits",
         "match_count",
         "matches",
         "names",
         "outstanding",
+        "process",
         "quota",
         "requests",
         "sink",
@@ -75,36 +99,53 @@ class Connection:
         self,
         id: int,
         endpoint: Endpoint,
-        sink: Sink,
+        process: Process,
         *,
         flags: HelloFlag,
-        credentials: Credentials,
-        faked: Credentials | None,
+        faked: Credentials | Snapshot | None,
         user: User,
-        description: str,
-        limits: Limits,
-        quota: Quota | None,
+        is_owner: bool,
+        sink: Sink | None = None,
+        inbox: Inbox | None = None,
+        description: str = "",
+        attach_send: int = 0,
+        attach_recv: int = 0,
+        limits: Limits = Limits(),
+        quota: Quota,
     ) -> None:
         self.id = id
         self.endpoint = endpoint
-        self.sink = sink
-        self.flags = flags
-        # Asked for with every message, so kept ready.
-        self.is_activator = bool(flags & HelloFlag.ACTIVATOR)
-        self.is_monitor = bool(flags & HelloFlag.MONITOR)
-        self.credentials = credentials
+        self.process = process
+        self.credentials = process.credentials
         self.faked = faked
+        self.is_owner = is_owner
+        self.sink = sink
+        self.inbox = inbox
         self.user = user
         self.description = description
+        self.attach_send = attach_send
+        self.attach_recv = attach_recv
         self.limits = limits
         self.active = True
         self.names: dict[str, Ownership] = {}
+        self.matches: dict[int, list[MatchEntry]] = {}
         self.subscriptions: dict[int, list[Entry]] = {}
-        self.match_count = 0
+        self.match_count = 0  # of both kinds
         self.requests: dict[Connection, Window] = {}
         self.duties: dict[Connection, Window] = {}
         self.outstanding = 0
-        self.quota = quota or Quota(limits.pool_size // 2, limits.queued_messages, limits.in_flight_fds)
+        self.calls: dict[SyncCall, None] = {}  # synchronous calls that wait, in order
+        self.quota = quota
+        self.become(flags)
+
+    def become(self, flags: HelloFlag) -> None:
+        """Take these flags; what is asked for with every message is kept ready."""
+        self.flags = flags
+        self.accepts_fds = bool(flags & HelloFlag.ACCEPT_FD)
+        self.is_activator = bool(flags & HelloFlag.ACTIVATOR)
+        self.is_monitor = bool(flags & HelloFlag.MONITOR)
+        self.is_policy_holder = bool(flags & HelloFlag.POLICY_HOLDER)
+        self.is_ordinary = not flags & _SPECIAL
 
     def __repr__(self) -> str:
         return f"Connection({self.id})"

@@ -1,42 +1,65 @@
-"""A directory of buses: hands out identifiers and keeps the users' accounts.
+"""A directory of buses with one control node: hands out identifiers and keeps the users' accounts.
 
 Bus and connection identifiers come from one counter of the domain, are never
 used again and start at 1.  A `User` exists while something is charged to it.
-Randomness (for 128-bit bus ids) is a parameter.
+Randomness (for 128-bit bus ids) and clocks (nanoseconds) are parameters.
+
+A domain may have named domains in it, each with buses, identifiers and
+accounts of its own: kdbus' first version made them on a control node, and only
+for the privileged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EEXIST, EINVAL, EMFILE
+from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
+from typing import NamedTuple
 
-from kdbus_core.abi import MAX_BUSES_PER_USER, MAX_NODE_NAME_LENGTH, MakeFlag
+from kdbus_core.abi import MAX_BLOOM_SIZE, MAX_BUSES_PER_USER, MIN_BLOOM_SIZE, MakeFlag
 from kdbus_core.bus import Bus
 from kdbus_core.errors import KdbusError
-from kdbus_core.metadata import Credentials
+from kdbus_core.metadata import Credentials, Process, parse_attach_flags
+from kdbus_core.node import check_own_name, is_valid_node_name, may_open
 from kdbus_core.quota import User
 
-_NODE_NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
 
+class Bloom(NamedTuple):
+    """Bloom parameters of a bus: filter size in bytes and how many bits a string sets."""
 
-def is_valid_node_name(name: str) -> bool:
-    """1 to 63 letters, digits, `_`, and `-` or `.` anywhere but first and last."""
-    return (
-        0 < len(name) <= MAX_NODE_NAME_LENGTH
-        and _NODE_NAME_CHARACTERS.issuperset(name)
-        and name[0] not in "-."
-        and name[-1] not in "-."
-    )
+    size: int = 64
+    n_hash: int = 8
 
 
 class Domain:
-    """All buses of one domain."""
+    """All buses of one domain; `owner` opens its control node, and so does everybody with `access`."""
 
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        random_bytes: Callable[[int], bytes],
+        monotonic: Callable[[], int] = lambda: 0,
+        realtime: Callable[[], int] = lambda: 0,
+        *,
+        name: str = "",
+        parent: Domain | None = None,
+        owner: Credentials = Credentials(),  # noqa: B008 - a constant
+        access: MakeFlag = MakeFlag.ACCESS_WORLD,
+    ) -> None:
+        self.name = name
+        self.parent = parent
+        self.owner = owner
+        self.access = access
+        self.monotonic = monotonic
+        self.realtime = realtime
+        self.active = True
         self.buses: dict[str, Bus] = {}
+        self.domains: dict[str, Domain] = {}
         self._users: dict[int | None, User] = {}
         self._random_bytes = random_bytes
         self._last_id = 0
+
+    def may_open(self, process: Process) -> bool:
+        """Whether this process may open the control node."""
+        return may_open(process, self.owner, self.access)
 
     def next_id(self) -> int:
         self._last_id += 1
@@ -53,19 +76,71 @@ class Domain:
         if self._users.get(user.uid) is user:
             del self._users[user.uid]
 
-    def make_bus(self, name: str, creator: Credentials, access: MakeFlag = MakeFlag(0)) -> Bus:  # noqa: B008 - a constant
+    def make_bus(
+        self,
+        name: str,
+        creator: Process,
+        access: MakeFlag = MakeFlag(0),  # noqa: B008 - a constant
+        *,
+        bloom: Bloom = Bloom(),  # noqa: B008 - a constant
+        creator_mask: int = 0,
+        required: int = 0,
+    ) -> Bus:
         """Make a bus (BUS_MAKE); its name starts with the creator's uid and a dash.
 
-        Raises EINVAL, EEXIST, EMFILE.
+        `creator_mask` says which metadata of the creator others may ask for,
+        `required` which metadata every connection has to grant.  Raises EINVAL
+        (bloom parameters, masks, name), EEXIST, EMFILE (16 buses of one real
+        uid), ESHUTDOWN.
         """
-        if creator.uid is None or not is_valid_node_name(name) or not name.startswith(f"{creator.uid}-"):
-            raise KdbusError(EINVAL, f"'{name}' is not a bus name of uid {creator.uid}")
+        if not self.active:
+            raise KdbusError(ESHUTDOWN, "the domain has gone")
+        if not MIN_BLOOM_SIZE <= bloom.size <= MAX_BLOOM_SIZE or bloom.size % 8 or bloom.n_hash < 1:
+            raise KdbusError(EINVAL, f"{bloom} is no bloom filter")
+        creator_mask = parse_attach_flags(creator_mask)
+        required = parse_attach_flags(required)
+        check_own_name(name, creator.credentials)
         if name in self.buses:
             raise KdbusError(EEXIST, f"there is a bus '{name}'")
-        if sum(bus.owner.uid == creator.uid for bus in self.buses.values()) >= MAX_BUSES_PER_USER:
-            raise KdbusError(EMFILE, f"uid {creator.uid} has {MAX_BUSES_PER_USER} buses")
-        bus = self.buses[name] = Bus(self, name, self.next_id(), self._uuid(), creator, access)
+        if sum(bus.creator.real_uid == creator.real_uid for bus in self.buses.values()) >= MAX_BUSES_PER_USER:
+            raise KdbusError(EMFILE, f"uid {creator.real_uid} has {MAX_BUSES_PER_USER} buses")
+        bus = self.buses[name] = Bus(
+            self, name, self.next_id(), self._uuid(), creator, access, bloom, creator_mask, required
+        )
         return bus
+
+    def make_domain(self, name: str, process: Process, access: MakeFlag = MakeFlag(0)) -> Domain:  # noqa: B008 - a constant
+        """Make a domain in this one (DOMAIN_MAKE): EPERM unless privileged, EINVAL, EEXIST, ESHUTDOWN."""
+        if not self.active:
+            raise KdbusError(ESHUTDOWN, "the domain has gone")
+        if not process.privileged:
+            raise KdbusError(EPERM, "only the privileged make domains")
+        if not is_valid_node_name(name):
+            raise KdbusError(EINVAL, f"'{name}' is not a domain name")
+        if name in self.domains:
+            raise KdbusError(EEXIST, f"there is a domain '{name}'")
+        domain = self.domains[name] = Domain(
+            self._random_bytes,
+            self.monotonic,
+            self.realtime,
+            name=name,
+            parent=self,
+            owner=process.credentials,
+            access=access,
+        )
+        return domain
+
+    def close(self) -> None:
+        """End the domain and everything in it; later commands get ESHUTDOWN."""
+        if not self.active:
+            return
+        self.active = False
+        for domain in list(self.domains.values()):
+            domain.close()
+        for bus in list(self.buses.values()):
+            bus.close()
+        if self.parent is not None:
+            del self.parent.domains[self.name]
 
     def _uuid(self) -> bytes:
         raw = bytearray(self._random_bytes(16))

@@ -14,7 +14,7 @@ before the method returns, and nothing else is reported.  An owner's entry in
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import E2BIG, EADDRINUSE, EEXIST, EINVAL, ESRCH
+from errno import E2BIG, EADDRINUSE, EEXIST, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING
 
 from kdbus_core.abi import MAX_NAME_LENGTH, NAME_ACQUIRE_FLAGS, NAME_SAVED_FLAGS, NameFlag
@@ -79,12 +79,16 @@ class NameEntry:
 class NameRegistry:
     """All names of one bus.
 
+    `may_own` is the policy's answer whether somebody may have a name.
     `replacers_first` decides where somebody waits who wanted to replace the
     owner and may not: kdbus appends, dbus-daemon puts it next in line.
     """
 
-    def __init__(self, report: Callable[[NameChange], None]) -> None:
+    def __init__(
+        self, report: Callable[[NameChange], None], may_own: Callable[[Connection, str], bool]
+    ) -> None:
         self.replacers_first = False
+        self._may_own = may_own
         self._entries: dict[str, NameEntry] = {}
         self._report = report
         self._last_id = 0
@@ -110,12 +114,14 @@ class NameRegistry:
 
         PRIMARY in the result means that the caller owns the name now, IN_QUEUE
         that it waits, neither that it left the queue.  ACQUIRED means that this
-        call changed something.  Raises EINVAL, E2BIG, EEXIST.
+        call changed something.  Raises EINVAL, EPERM, E2BIG, EEXIST.
         """
         if flags & ~_ACQUIRE_FLAGS:
             raise KdbusError(EINVAL, f"unknown flags {flags:#x}")
         if not is_valid_name(name):
             raise KdbusError(EINVAL, f"'{name}' is not a well-known name")
+        if not self._may_own(connection, name):
+            raise KdbusError(EPERM, f"connection {connection.id} may not own '{name}'")
         entry = self._entries.get(name)
         mine = connection.names.get(name)
         if mine is None and len(connection.names) >= connection.limits.names:
@@ -171,7 +177,7 @@ class NameRegistry:
         flags = ACTIVATOR | (IN_QUEUE if entry.queue else PRIMARY)
         entry.activator = connection.names[name] = Ownership(entry, connection, flags)
         if not entry.queue:
-            self._report(NameChange(name, None, 0, connection, flags))
+            self._report(NameChange(name, None, 0, connection, flags, entry.name_id))
         return entry
 
     def disconnect(self, connection: Connection) -> None:
@@ -197,11 +203,13 @@ class NameRegistry:
         mine = self._append(entry, connection, saved | PRIMARY)
         activator = entry.activator
         if activator is None:
-            self._report(NameChange(entry.name, None, 0, connection, mine.flags))
+            self._report(NameChange(entry.name, None, 0, connection, mine.flags, entry.name_id))
         else:
             old_flags = activator.flags
             activator.flags = ACTIVATOR | IN_QUEUE
-            self._report(NameChange(entry.name, activator.connection, old_flags, connection, mine.flags))
+            self._report(
+                NameChange(entry.name, activator.connection, old_flags, connection, mine.flags, entry.name_id)
+            )
         return mine.flags | ACQUIRED
 
     def _replace(
@@ -218,7 +226,9 @@ class NameRegistry:
             primary.flags = primary.flags & ~PRIMARY | IN_QUEUE
         else:
             self._remove(entry, primary)
-        self._report(NameChange(entry.name, primary.connection, old_flags, connection, mine.flags))
+        self._report(
+            NameChange(entry.name, primary.connection, old_flags, connection, mine.flags, entry.name_id)
+        )
         return mine.flags | ACQUIRED
 
     def _leave(self, entry: NameEntry, mine: Ownership) -> None:
@@ -228,7 +238,7 @@ class NameRegistry:
             del connection.names[name]
             if not entry.queue:
                 del self._entries[name]
-                self._report(NameChange(name, connection, mine.flags, None, 0))
+                self._report(NameChange(name, connection, mine.flags, None, 0, entry.name_id))
             return
         was_primary = entry.queue[0] is mine
         self._remove(entry, mine)
@@ -237,7 +247,7 @@ class NameRegistry:
         heir = entry.holder
         if heir is None:
             del self._entries[name]
-            self._report(NameChange(name, connection, mine.flags, None, 0))
+            self._report(NameChange(name, connection, mine.flags, None, 0, entry.name_id))
             return
         heir.flags = heir.flags & ~IN_QUEUE | PRIMARY
-        self._report(NameChange(name, connection, mine.flags, heir.connection, heir.flags))
+        self._report(NameChange(name, connection, mine.flags, heir.connection, heir.flags, entry.name_id))

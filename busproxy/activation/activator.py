@@ -111,18 +111,19 @@ class Activation:
         for name in services.keys() - before:
             activator = router.bus.hello(
                 router.bus.endpoint,
-                _NoReplies(),
-                router.bus.owner,
+                router.bus.creator,
+                sink=_NoReplies(),
                 flags=HelloFlag.ACTIVATOR,
+                name=name,
                 description="activator",
                 account=router.bus.kernel_user,
+                max_connections=None,
                 limits=Limits(
                     queued_messages=1 << 30,
                     in_flight_fds=router.limits.max_outgoing_unix_fds,
                     pool_size=2 * router.limits.max_outgoing_bytes,
                 ),
             )
-            router.bus.name_offer(activator, name)
             self._activators[name] = activator
         if before != set(services):
             router.driver.outbox.broadcast("ActivatableServicesChanged", "", ())

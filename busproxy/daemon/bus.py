@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, assert_never
 
 from busproxy.activation.activator import Activation
@@ -34,7 +35,7 @@ from busproxy.transport.acceptor import Acceptor
 from busproxy.transport.fds import FdSet
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.domain import Domain
-from kdbus_core.metadata import Credentials
+from kdbus_core.metadata import Credentials, Process
 from kdbus_core.quota import Quota
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class EmbeddedBus:
         self._cookies: CookieSource | None = None
         self._mechanisms: tuple[str, ...] = ()
         creator = Credentials(uid=self.uid, gid=os.getegid(), pid=self.pid)
-        self.domain = Domain(os.urandom)
-        self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", creator)
+        self.domain = Domain(os.urandom, time.monotonic_ns, time.time_ns)
+        self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", Process.of(creator))
         self.bus.names.replacers_first = True
         self.guid = self.bus.id128.hex()
         self.router = Router(self.bus, poller, loop, log, config.limits, config.connect, self.uid)

@@ -9,6 +9,7 @@ from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.outbox import DRIVER_NAME
 from busproxy.router import UNIQUE_PREFIX, connection_id
 from busproxy.wire.names import is_bus_name
+from kdbus_core.abi import ATTACH_ALL
 from kdbus_core.connection import Connection
 from kdbus_core.errors import KdbusError
 from kdbus_core.names import ACQUIRED, IN_QUEUE, PRIMARY, QUEUE
@@ -42,8 +43,9 @@ def _hello(call: Call) -> None:
         try:
             connection = bus.hello(
                 bus.endpoint,
-                peer,
-                bus.owner,
+                bus.creator,
+                sink=peer,
+                attach_send=ATTACH_ALL,
                 faked=peer.credentials,
                 description="busproxy",
                 limits=router.connection_limits(),

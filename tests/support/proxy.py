@@ -33,7 +33,7 @@ from busproxy.transport.loop import new_event_loop
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.connection import Connection
 from kdbus_core.domain import Domain
-from kdbus_core.metadata import Credentials
+from kdbus_core.metadata import Credentials, Process
 from kdbus_core.quota import Quota
 from support.raw import DRIVER, DRIVER_PATH, METHOD_CALL, Message, build_message, parse_message
 
@@ -104,7 +104,9 @@ class World:
         self.log = logging.getLogger("tests.world")
         self.log.propagate = False
         self.domain = Domain(os.urandom)
-        self.bus = self.domain.make_bus(f"{OWNER_UID}-test", Credentials(uid=OWNER_UID, gid=OWNER_UID, pid=1))
+        self.bus = self.domain.make_bus(
+            f"{OWNER_UID}-test", Process.of(Credentials(uid=OWNER_UID, gid=OWNER_UID, pid=1))
+        )
         everybody = ConnectPolicy(default=[ConnectRule(True, None, None, "test:1")])  # noqa: FBT003 - as in a file
         self.limits = limits or Limits()
         self.router = CountingRouter(
