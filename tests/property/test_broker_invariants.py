@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kdbus_core import Bus, Connection, Credentials, Domain, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
+from kdbus_core.metadata import Process
 from kdbus_core.names import (
     ACQUIRED,
     ACTIVATOR,
@@ -89,7 +90,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @initialize(replacers_first=st.booleans())
     def start(self, replacers_first: bool) -> None:
         self.domain = Domain(bytes)
-        self.bus = self.domain.make_bus("1000-test", OWNER)
+        self.bus = self.domain.make_bus("1000-test", Process.of(OWNER))
         self.bus.names.replacers_first = replacers_first
         self.bus.observers.append(self._observe)
         self.alive: list[Connection] = []
@@ -169,10 +170,9 @@ class BrokerMachine(RuleBasedStateMachine):
     ) -> None:
         connection = self.bus.hello(
             self.bus.endpoint,
-            self,
-            OWNER if is_faked else Credentials(uid=uid),
+            Process.of(OWNER if is_faked else Credentials(uid=uid), privileged=True),
+            sink=self,
             faked=Credentials(uid=uid) if is_faked else None,
-            privileged=True,
             flags=flags,
             limits=LIMITS,
         )
@@ -186,14 +186,19 @@ class BrokerMachine(RuleBasedStateMachine):
     def connect_activator(self, name: str) -> None:
         entry = self.bus.names.entry(name)
         is_taken = entry is not None and entry.activator is not None
-        activator = self.bus.hello(
-            self.bus.endpoint, self, OWNER, flags=HelloFlag.ACTIVATOR, account=self.bus.kernel_user
-        )
-        self.alive.append(activator)
-        errno = refusal(lambda: self.bus.name_offer(activator, name))
-        assert errno == (EEXIST if is_taken else 0)
-        if errno:
-            self._disconnect(activator)
+
+        def offer() -> None:
+            activator = self.bus.hello(
+                self.bus.endpoint,
+                self.bus.creator,
+                sink=self,
+                flags=HelloFlag.ACTIVATOR,
+                name=name,
+                account=self.bus.kernel_user,
+            )
+            self.alive.append(activator)
+
+        assert refusal(offer) == (EEXIST if is_taken else 0)
 
     @precondition(lambda self: len(self.alive) > 2)
     @rule(data=st.data())
@@ -275,11 +280,6 @@ class BrokerMachine(RuleBasedStateMachine):
             self._drop(request)
 
     # Commands: names
-
-    @rule(data=st.data(), name=st.sampled_from(NAMES))
-    def offer_without_being_an_activator(self, data: st.DataObject, name: str) -> None:
-        connection = self._pick_ordinary(data)
-        assert refusal(lambda: self.bus.name_offer(connection, name)) == EOPNOTSUPP
 
     @rule(data=st.data(), name=st.sampled_from(NAMES), flags=ACQUIRE_FLAGS)
     def acquire(self, data: st.DataObject, name: str, flags: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 from kdbus_core import Bus, Connection, Credentials, Domain, Endpoint, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
+from kdbus_core.metadata import Process
 from kdbus_core.notifications import Notification, ReplyDead, ReplyTimeout
 from kdbus_core.quota import Quota, User
 from kdbus_core.subscriptions import Audience, Envelope, Rule
@@ -47,7 +48,7 @@ class World:
 
     def __init__(self) -> None:
         self.domain = Domain(zeros)
-        self.bus: Bus = self.domain.make_bus(f"{OWNER_UID}-test", OWNER)
+        self.bus: Bus = self.domain.make_bus(f"{OWNER_UID}-test", Process.of(OWNER))
         self.news: list[Notification] = []
         self.bus.observers.append(self.news.append)
 
@@ -59,6 +60,7 @@ class World:
         faked: Credentials | None = None,
         privileged: bool = False,
         flags: HelloFlag = HelloFlag(0),  # noqa: B008 - a constant
+        name: str | None = None,
         description: str = "",
         limits: Limits = Limits(),  # noqa: B008 - a constant
         quota: Quota | None = None,
@@ -68,11 +70,11 @@ class World:
         """Say hello, on the default endpoint unless told otherwise, with this world's log as the sink."""
         return self.bus.hello(
             endpoint or self.bus.endpoint,
-            Recorder(self.news),
-            credentials,
+            Process.of(credentials, privileged=privileged),
+            sink=Recorder(self.news),
             faked=faked,
-            privileged=privileged,
             flags=flags,
+            name=name,
             description=description,
             limits=limits,
             quota=quota,
@@ -88,9 +90,7 @@ class World:
 
     def connect_activator(self, name: str) -> Connection:
         """An activator that offers a name."""
-        activator = self.connect(flags=HelloFlag.ACTIVATOR)
-        self.bus.name_offer(activator, name)
-        return activator
+        return self.connect(flags=HelloFlag.ACTIVATOR, name=name)
 
     def connect_monitor(self) -> Connection:
         """A monitor that was one from the start, so it sees everything."""

@@ -10,6 +10,7 @@ from broker_world import OWNER, STRANGER, World, refused, zeros
 from kdbus_core import Credentials, Domain
 from kdbus_core.abi import MakeFlag
 from kdbus_core.domain import is_valid_node_name
+from kdbus_core.metadata import Process
 
 
 @pytest.mark.parametrize("name", ["a", "0", "_", "bus", "1000-user", "a.b", "a-.b", "_a_", "a" * 63])
@@ -28,14 +29,14 @@ def test_these_are_not_names_of_nodes(name: str) -> None:
 def test_buses_and_connections_are_numbered_from_one_counter() -> None:
     world = World()
     first = world.connect()
-    other_bus = world.domain.make_bus("1000-other", OWNER)
+    other_bus = world.domain.make_bus("1000-other", Process.of(OWNER))
     second = world.connect()
     assert (world.bus.id, first.id, other_bus.id, second.id) == (1, 2, 3, 4)
 
 
 def test_a_bus_is_found_under_its_name() -> None:
     domain = Domain(zeros)
-    bus = domain.make_bus("1000-test", OWNER, MakeFlag.ACCESS_GROUP)
+    bus = domain.make_bus("1000-test", Process.of(OWNER), MakeFlag.ACCESS_GROUP)
     assert domain.buses == {"1000-test": bus}
     assert (bus.name, bus.owner, bus.domain) == ("1000-test", OWNER, domain)
     assert bus.endpoint.name == "bus"
@@ -44,7 +45,7 @@ def test_a_bus_is_found_under_its_name() -> None:
 
 
 def test_a_bus_may_be_entered_by_its_owner_alone_unless_told_otherwise() -> None:
-    assert Domain(zeros).make_bus("1000-test", OWNER).endpoint.access == MakeFlag(0)
+    assert Domain(zeros).make_bus("1000-test", Process.of(OWNER)).endpoint.access == MakeFlag(0)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_bus_may_be_entered_by_its_owner_alone_unless_told_otherwise() -> None
 def test_a_bus_is_named_after_its_maker(name: str) -> None:
     domain = Domain(zeros)
     with refused(EINVAL):
-        domain.make_bus(name, OWNER)
+        domain.make_bus(name, Process.of(OWNER))
     assert not domain.buses
 
 
@@ -61,25 +62,25 @@ def test_a_bus_is_named_after_its_maker(name: str) -> None:
 def test_who_is_unknown_makes_no_bus(name: str) -> None:
     domain = Domain(zeros)
     with refused(EINVAL):
-        domain.make_bus(name, Credentials(pid=4711))
+        domain.make_bus(name, Process.of(Credentials(pid=4711)))
     assert not domain.buses
 
 
 def test_two_buses_have_two_names() -> None:
     world = World()
     with refused(EEXIST):
-        world.domain.make_bus("1000-test", OWNER)
+        world.domain.make_bus("1000-test", Process.of(OWNER))
     assert world.domain.buses == {"1000-test": world.bus}
 
 
 def test_a_user_has_sixteen_buses() -> None:
     domain = Domain(zeros)
     for number in range(16):
-        domain.make_bus(f"1000-{number}", OWNER)
+        domain.make_bus(f"1000-{number}", Process.of(OWNER))
     with refused(EMFILE):
-        domain.make_bus("1000-more", OWNER)
+        domain.make_bus("1000-more", Process.of(OWNER))
     assert "1000-more" not in domain.buses
-    domain.make_bus("2000-more", STRANGER)
+    domain.make_bus("2000-more", Process.of(STRANGER))
 
 
 @pytest.mark.parametrize("byte", [0x00, 0xFF, 0xA5])
@@ -90,7 +91,7 @@ def test_a_bus_has_a_random_uuid(byte: int) -> None:
         asked.append(count)
         return bytes([byte]) * count
 
-    id128 = Domain(random_bytes).make_bus("1000-test", OWNER).id128
+    id128 = Domain(random_bytes).make_bus("1000-test", Process.of(OWNER)).id128
     assert asked == [16]
     assert len(id128) == 16
     assert id128[6] >> 4 == 4

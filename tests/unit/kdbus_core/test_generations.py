@@ -174,8 +174,8 @@ def test_a_refused_command_leaves_everything_alone() -> None:
                 scene.bus.become_monitor(special)
         with refused(EOPNOTSUPP):
             scene.bus.name_release(scene.activator, OFFERED)
-        with refused(EOPNOTSUPP):
-            scene.bus.name_offer(scene.other, "org.example.New")
+        with refused(EEXIST):
+            scene.world.connect_activator(OFFERED)
 
     assert Scene().changes(command) == (False, False)
 

@@ -96,13 +96,13 @@ def test_monitors_and_activators_own_no_names(name: str) -> None:
     assert len(world.bus.names) == 1
 
 
-def test_only_an_activator_offers_names() -> None:
+def test_only_activators_and_policy_holders_have_a_name_from_the_start() -> None:
     world = World()
-    became = world.connect_monitor_of()
-    for connection in (world.connect(), world.connect_monitor(), became):
-        with refused(EOPNOTSUPP):
-            world.bus.name_offer(connection, NAME)
-        assert not connection.names
+    for flags in (HelloFlag(0), HelloFlag.MONITOR):
+        with refused(EINVAL):
+            world.connect(flags=flags, name=NAME)
+    holder = world.connect(flags=HelloFlag.POLICY_HOLDER, name=NAME)
+    assert not holder.names
     assert len(world.bus.names) == 0
 
 
