@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kdbus_core.abi import DST_BROADCAST, MessageFlag, ReceiveFlag
 from kdbus_core.errors import KdbusError
-from kdbus_core.metadata import Stamp, message_items, notification_items
+from kdbus_core.metadata import Stamp, as_sent, message_items, notification_items
 from kdbus_core.notifications import (
     IdAdd,
     IdRemove,
@@ -122,7 +122,7 @@ class Delivery:
 
     # Where it goes
 
-    def _destination(self, message: Message) -> tuple[Connection, Inbox, int]:
+    def _destination(self, sender: Connection, message: Message) -> tuple[Connection, Inbox, int]:
         """The receiver, its inbox, and the id of the name it is addressed by (0 if it is not)."""
         bus = self._bus
         name = message.dst_name
@@ -134,6 +134,8 @@ class Delivery:
             entry = bus.names.entry(name)
             assert entry is not None
             name_id = entry.name_id
+            if entry.activator is not None:
+                message.sent = as_sent(sender)
         return receiver, receiver.inbox, name_id
 
     def _stamp(self, message: Message) -> None:
@@ -151,7 +153,7 @@ class Delivery:
 
     @staticmethod
     def _compose(sender: Connection, receiver: Connection, message: Message) -> Parcel:
-        return message.compose(message_items(sender, receiver, message.stamp))
+        return message.compose(message_items(sender, receiver, message.stamp, message.sent))
 
     def _insert(
         self,
@@ -195,7 +197,7 @@ class Delivery:
     # Kinds of messages
 
     def _unicast(self, sender: Connection, message: Message) -> None:
-        receiver, inbox, name_id = self._destination(message)
+        receiver, inbox, name_id = self._destination(sender, message)
         if message.is_signal:
             self._signal(sender, receiver, inbox, message)
             return
@@ -227,7 +229,7 @@ class Delivery:
                 self._insert_or_lose(sender, receiver, receiver.inbox, message)
 
     def _request(self, sender: Connection, message: Message, call: SyncCall | None) -> None:
-        receiver, inbox, name_id = self._destination(message)
+        receiver, inbox, name_id = self._destination(sender, message)
         self._check_talk(sender, receiver)
         replies = self._bus.replies
         tracker = replies.track(
@@ -251,7 +253,7 @@ class Delivery:
             self._bus.expire_replies(self._bus.domain.monotonic())
 
     def _reply(self, sender: Connection, message: Message) -> None:
-        requester, inbox, _ = self._destination(message)
+        requester, inbox, _ = self._destination(sender, message)
         tracker = self._bus.replies.find(requester, sender, message.cookie_reply)
         if not isinstance(tracker, Tracker):
             raise KdbusError(
@@ -283,7 +285,7 @@ class Delivery:
 
     def _resume(self, sender: Connection, message: Message, call: SyncCall) -> bool:
         """Go on waiting for the request of an interrupted call, if this is the same SEND once more."""
-        receiver, _, _ = self._destination(message)
+        receiver, _, _ = self._destination(sender, message)
         tracker = self._bus.replies.find(sender, receiver, message.cookie)
         if not isinstance(tracker, Tracker) or not isinstance(tracker.waiter, SyncCall):
             return False

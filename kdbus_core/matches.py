@@ -11,8 +11,9 @@ Rules of one entry are merged when it is added: what is left is one sender, one
 destination, some names and one mask, or one notification.  Entries for messages
 are filed under the sender's id, else a name, else the destination, each of
 which has an index of masks; entries for notifications under exactly what they
-ask for.  So rules that cannot pass cost nothing, however many there are, and an
-entry whose rules contradict each other is filed nowhere.
+ask for.  So an entry that cannot pass costs nothing where sender, destination or
+notification decide, and little where the mask does (see `bloom_index`), however
+many there are; and one whose rules contradict each other is filed nowhere.
 
 An entry belongs to its connection (`Connection.matches`), and what is filed
 here goes when it goes.
@@ -99,6 +100,7 @@ class NameNotice:
 MatchRule = BloomMask | IdMatch | NameMatch | DstIdMatch | IdNotice | NameNotice
 
 _NO_ID = -1
+"""The id of nothing that a rule could mean."""
 _NO_MASK = (0,)
 """What every filter contains."""
 

@@ -33,7 +33,7 @@ from kdbus_core.caller import File
 from kdbus_core.inbox import Parcel
 from kdbus_core.items import FD, MEMFD, NUMBER, VEC, build_item, build_string_item
 from kdbus_core.matches import Filter
-from kdbus_core.metadata import Stamp
+from kdbus_core.metadata import AsSent, Stamp
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
@@ -85,7 +85,7 @@ class Message:
 
     `fd_count` counts the files that are handed over; memory in the payload is
     not among them.  `sender` and `stamp`, its place in the bus' order, are given
-    when it is sent.
+    when it is sent; `sent` is what was true of the sender then, if the message may move on.
     """
 
     __slots__ = (
@@ -107,6 +107,7 @@ class Message:
         "payload_type",
         "priority",
         "sender",
+        "sent",
         "stamp",
         "timeout_ns",
     )
@@ -133,6 +134,7 @@ class Message:
         self.cookie_reply = cookie_reply
         self.sender: Connection | None = None
         self.stamp = Stamp(0, 0, 0)
+        self.sent: AsSent | None = None
         self.filter: Filter | None = None
         self.fd_count = 0
         self._holders = 1

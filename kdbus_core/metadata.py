@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INITIAL_PID_NAMESPACE",
     "INITIAL_USER_NAMESPACE",
+    "AsSent",
     "Audit",
     "Caps",
     "ConnectionInfo",
@@ -58,6 +59,7 @@ __all__ = [
     "Stamp",
     "UserNamespace",
     "as_credentials",
+    "as_sent",
     "as_snapshot",
     "attach_mask",
     "connection_items",
@@ -156,6 +158,13 @@ class Stamp(NamedTuple):
     seqnum: int
     monotonic_ns: int
     realtime_ns: int
+
+
+class AsSent(NamedTuple):
+    """What can change of a sender afterwards: its mask and, as items, its names. Kept with what may move."""
+
+    attach_send: int
+    names: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,13 +289,13 @@ def parse_attach_flags(value: int) -> int:
     return value
 
 
-def attach_mask(sender: Connection, receiver: Connection) -> int:
-    """Which metadata goes along with a message.
+def attach_mask(sender: Connection, receiver: Connection, sent: AsSent | None = None) -> int:
+    """Which metadata goes along with a message, granted now or when it was sent.
 
     By consent: what the sender grants and the receiver asks for.  On a bus made with FINAL_METADATA the
     sender cannot withhold who it is, nor what the receiver could read in /proc anyway.
     """
-    granted = sender.attach_send
+    granted = sender.attach_send if sent is None else sent.attach_send
     # With every message: an enumeration's own operators take ten times as long as those of a number.
     if int(receiver.endpoint.bus.flags) & _FINAL_METADATA:
         granted |= _IMPLICIT
@@ -315,12 +324,22 @@ def _may_read_proc(reader: Process, subject: Process) -> bool:
 # What is told, in the order in which it is told: the process, names, description, time.
 
 
-def message_items(sender: Connection, receiver: Connection, stamp: Stamp) -> bytes:
-    """The metadata of a message for one receiver: items with their padding."""
-    mask = attach_mask(sender, receiver)
+def as_sent(sender: Connection) -> AsSent:
+    """What is to be told of a sender with a message of now, whoever gets it later."""
+    return AsSent(sender.attach_send, _name_items(sender))
+
+
+def message_items(
+    sender: Connection, receiver: Connection, stamp: Stamp, sent: AsSent | None = None
+) -> bytes:
+    """The metadata of a message for one receiver: items with their padding.
+
+    `sent` is what was true of the sender, for a message that reaches its receiver later than it was sent.
+    """
+    mask = attach_mask(sender, receiver, sent)
     if not mask:
         return b""
-    items = _connection_items(sender, mask)
+    items = _connection_items(sender, mask, sent)
     if sender.faked is None:
         process = sender.process
         items = process_items(process.snapshot, process, receiver.process, mask) + items
@@ -364,15 +383,23 @@ def process_items(snapshot: Snapshot, origin: Process, reader: Process, mask: in
     return items
 
 
-def _connection_items(subject: Connection, mask: int) -> bytes:
+def _connection_items(subject: Connection, mask: int, sent: AsSent | None = None) -> bytes:
     items = b""
     if mask & _NAMES:
-        for name, mine in subject.names.items():
-            if mine.flags & PRIMARY:
-                items += _owned_name_item(mine.flags, name)
+        items = _name_items(subject) if sent is None else sent.names
     if mask & _CONN_DESCRIPTION and subject.description:
         items += _description_item(subject.description)
     return items
+
+
+def _name_items(subject: Connection) -> bytes:
+    return (
+        b"".join(
+            _owned_name_item(mine.flags, name) for name, mine in subject.names.items() if mine.flags & PRIMARY
+        )
+        if subject.names
+        else b""
+    )
 
 
 # The same few names and descriptions go out with every message.

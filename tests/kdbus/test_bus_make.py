@@ -9,6 +9,8 @@ import pytest
 from support.kdbus import ItemType, Make, World, layout, refused
 from support.kdbus.layout import ATTACH_ALL, bloom_parameter
 
+from kdbus_core.metadata import Creds
+
 NAME = "1000-blah"
 
 
@@ -167,6 +169,19 @@ def test_a_user_has_16_buses(world: World) -> None:
     world.make_bus("2000-blah", world.task(2000))
     world.maker.close()
     control.bus_make(name=NAME)
+
+
+def test_buses_are_named_by_the_effective_uid_and_counted_for_the_real_one(world: World) -> None:
+    setuid = world.task(2000, creds=Creds(1000, 2000, 2000, 2000, 1000, 2000, 2000, 2000))
+    with refused(EINVAL):
+        world.make_bus(NAME, setuid)
+    for count in range(15):
+        world.make_bus(f"2000-blah-{count}", setuid)
+    with refused(EMFILE):
+        world.make_bus("1000-more")
+    with refused(EMFILE):
+        world.make_bus("2000-more", setuid)
+    world.make_bus("2000-more", world.task(2000))
 
 
 def test_a_bus_ends_with_its_handle(world: World) -> None:

@@ -105,6 +105,23 @@ def test_file_modes_decide_who_connects(
             world.open(node, task)
 
 
+@pytest.mark.parametrize(
+    ("flags", "gid", "may"),
+    [(0, 1000, False), (Make.ACCESS_GROUP, 1000, True), (Make.ACCESS_GROUP, 5, False)],
+)
+def test_no_endpoint_is_more_open_than_its_bus(world: World, flags: int, gid: int, *, may: bool) -> None:
+    world.make_bus("1000-closed", flags=flags)
+    maker = world.open(world.find_endpoint(bus="1000-closed"))
+    maker.endpoint_make("1000-open", Make.ACCESS_WORLD)
+    node = world.find_endpoint("1000-open", bus="1000-closed")
+    task = world.task(NOBODY, gid)
+    if may:
+        world.connect(task, node=node)
+    else:
+        with refused(EACCES):
+            world.open(node, task)
+
+
 def test_an_endpoint_ends_with_its_handle(world: World) -> None:
     maker, node = world.make_endpoint("1000-foo")
     inside, outside = world.connect(node=node), world.connect()

@@ -11,6 +11,7 @@ from errno import (
     EINVAL,
     EMEDIUMTYPE,
     EMFILE,
+    EMSGSIZE,
     ENOTUNIQ,
     EOPNOTSUPP,
     EREMOTEIO,
@@ -110,6 +111,12 @@ def test_a_payload_beyond_the_end_of_its_file_is_refused(
         source.send_items(memfd(source.task.open_memfd(SMALL), size, start), dst=target)
 
 
+def test_a_payload_that_fits_into_no_file_is_refused(pair: tuple[Client, Client]) -> None:
+    source, target = pair
+    with refused(EMSGSIZE):
+        source.send_items(memfd(source.task.open_memfd(SMALL), 1, 2**64 - 1), dst=target)
+
+
 def test_a_part_of_a_memfd_is_a_payload(pair: tuple[Client, Client]) -> None:
     source, target = pair
     source.send_items(memfd(source.task.open_memfd(SMALL), 3, 2), dst=target)
@@ -143,6 +150,21 @@ def test_everybody_takes_memfds(pair: tuple[Client, Client], deaf: Client) -> No
     source, _ = pair
     source.send_items(memfd(source.task.open_memfd(SMALL), len(SMALL)), dst=deaf)
     assert deaf.recv_poll(100).payload == SMALL
+
+
+def test_descriptors_for_an_owner_who_takes_none_are_lost_when_the_name_moves(
+    world: World, pair: tuple[Client, Client], deaf: Client
+) -> None:
+    source, _ = pair
+    activator = world.connect_activator("foo.bar")
+    null = source.task.open_null()
+    source.send_items(layout.string(ItemType.DST_NAME, "foo.bar"), fds([null]), cookie=1)
+    source.send_small(name="foo.bar", cookie=2)
+    deaf.name_acquire("foo.bar")
+    message = deaf.recv()
+    assert (message.cookie, message.dropped) == (2, 1)
+    assert not activator.is_readable
+    assert source.task.description(null).references == 1
 
 
 def test_a_call_with_descriptors_to_who_takes_none_is_refused(world: World, deaf: Client) -> None:

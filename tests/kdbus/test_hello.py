@@ -179,6 +179,17 @@ def test_of_several_faults_the_flags_come_first_then_items_then_meaning(world: W
         say_hello(client, flags=Hello.MONITOR)
 
 
+def test_a_refused_command_returns_no_flags(world: World) -> None:
+    client = world.open()
+    for fault in ({"flags": 1 << 32}, {"pool_size": 0}):
+        with refused(EINVAL) as refusal:
+            say_hello(client, **fault)
+        assert refusal.answer["return_flags"] == 0
+    with refused(EINVAL) as refusal:
+        client.command(layout.HELLO, size=95)
+    assert refusal.answer["return_flags"] == layout.CANARY
+
+
 def test_a_handle_that_was_refused_can_say_hello_again(world: World) -> None:
     client = world.open()
     with refused(EINVAL):

@@ -118,6 +118,32 @@ def test_a_slice_is_given_back(pair: tuple[Client, Client]) -> None:
         other.free(message.offset)
 
 
+def test_a_slice_that_was_not_handed_out_cannot_be_given_back(pair: tuple[Client, Client]) -> None:
+    sender, other = pair
+    sender.send(other, cookie=COOKIE)
+    (offset,) = (entry.slice.offset for entry in other.connection.inbox or ())
+    with refused(ENXIO):
+        other.free(offset)
+    assert other.recv().offset == offset
+
+
+def test_a_moved_message_tells_what_was_true_when_it_was_sent(
+    world: World, pair: tuple[Client, Client]
+) -> None:
+    sender, other = pair
+    world.connect_activator(NAME)
+    sender.name_acquire("x.sender")
+    sender.send_small(name=NAME)
+    sent_at = world.monotonic_ns
+    sender.name_release("x.sender")
+    sender.name_acquire("x.later")
+    world.advance(5)
+    other.name_acquire(NAME)
+    message = other.recv()
+    assert message.names == [("x.sender", 32)]
+    assert message.timestamp.monotonic_ns == sent_at
+
+
 def test_messages_are_received_in_order(pair: tuple[Client, Client]) -> None:
     sender, other = pair
     for cookie in range(5):

@@ -6,7 +6,6 @@ from errno import (
     EADDRINUSE,
     EADDRNOTAVAIL,
     EEXIST,
-    EINVAL,
     EMFILE,
     ENXIO,
     EOPNOTSUPP,
@@ -19,9 +18,10 @@ from errno import (
 import pytest
 from broker_world import OWNER, STRANGER, Recorder, World, assert_refers_to_nothing, kinds, refused
 
-from kdbus_core import Connection, Credentials, Endpoint, KdbusError
+from kdbus_core import Connection, Credentials, KdbusError
 from kdbus_core.abi import HelloFlag, MakeFlag
-from kdbus_core.names import ALLOW_REPLACEMENT, PRIMARY, QUEUE, REPLACE_EXISTING
+from kdbus_core.metadata import Process
+from kdbus_core.names import ACTIVATOR, ALLOW_REPLACEMENT, PRIMARY, QUEUE, REPLACE_EXISTING
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
 from kdbus_core.subscriptions import Rule
 
@@ -48,11 +48,20 @@ def test_numbers_of_connections_rise_and_are_never_used_again() -> None:
     assert world.connect().id > first.id
 
 
-@pytest.mark.parametrize("flags", [HelloFlag(0), HelloFlag.ACCEPT_FD, HelloFlag.ACTIVATOR])
+@pytest.mark.parametrize("flags", [HelloFlag(0), HelloFlag.ACCEPT_FD, HelloFlag.POLICY_HOLDER])
 def test_a_new_connection_is_announced(flags: HelloFlag) -> None:
     world = World()
-    connection = world.connect(flags=flags)
+    connection = world.connect(flags=flags, name=NAME if flags & HelloFlag.POLICY_HOLDER else None)
     assert world.take_news() == [IdAdd(connection)]
+
+
+def test_an_activator_is_announced_and_then_its_name() -> None:
+    world = World()
+    activator = world.connect_activator(NAME)
+    assert world.take_news() == [
+        IdAdd(activator),
+        NameChange(NAME, None, 0, activator, ACTIVATOR | PRIMARY),
+    ]
 
 
 def test_a_monitor_comes_and_goes_without_a_word() -> None:
@@ -65,13 +74,19 @@ def test_a_monitor_comes_and_goes_without_a_word() -> None:
     assert not world.news
 
 
-@pytest.mark.parametrize("flags", [HelloFlag.ACTIVATOR, HelloFlag.MONITOR])
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [(HelloFlag.ACTIVATOR, NAME), (HelloFlag.POLICY_HOLDER, NAME), (HelloFlag.MONITOR, None)],
+)
 @pytest.mark.parametrize("privileged", [True, False])
-def test_only_an_owner_may_be_a_monitor_or_an_activator(flags: HelloFlag, privileged: bool) -> None:
+def test_only_an_owner_makes_special_connections(
+    flags: HelloFlag, name: str | None, privileged: bool
+) -> None:
     world = World()
     with refused(EPERM):
-        world.connect(STRANGER, flags=flags)
-    assert world.connect(OWNER if not privileged else STRANGER, flags=flags, privileged=privileged).active
+        world.connect(STRANGER, flags=flags, name=name)
+    maker = STRANGER if privileged else OWNER
+    assert world.connect(maker, flags=flags, name=name, privileged=privileged).active
 
 
 @pytest.mark.parametrize("credentials", [STRANGER, ROOT, Credentials()])
@@ -93,12 +108,17 @@ def test_the_privileged_are_owners_too() -> None:
 @pytest.mark.parametrize("privileged", [True, False])
 def test_on_a_custom_endpoint_nobody_is_an_owner(privileged: bool) -> None:
     world = World()
-    custom = Endpoint(world.bus, "custom", MakeFlag.ACCESS_WORLD)
+    custom = world.bus.make_endpoint("1000-custom", Process.of(OWNER), MakeFlag.ACCESS_WORLD)
     with refused(EPERM):
         world.connect(endpoint=custom, faked=FAKED, privileged=privileged)
-    with refused(EPERM):
+    for flags in (HelloFlag.ACTIVATOR, HelloFlag.POLICY_HOLDER):
+        with refused(EPERM):
+            world.connect(endpoint=custom, flags=flags, name=NAME, privileged=privileged)
+    with refused(EOPNOTSUPP):
         world.connect(endpoint=custom, flags=HelloFlag.MONITOR, privileged=privileged)
-    assert world.connect(endpoint=custom, privileged=privileged).endpoint is custom
+    connection = world.connect(endpoint=custom, privileged=privileged)
+    assert connection.endpoint is custom
+    assert not connection.is_owner
 
 
 def test_a_connection_is_charged_to_whom_it_speaks_for() -> None:
@@ -316,11 +336,12 @@ def test_an_unknown_number_leads_nowhere() -> None:
             world.bus.resolve(id=id)
 
 
-def test_monitors_and_activators_cannot_be_reached_by_number() -> None:
+def test_special_connections_cannot_be_reached_by_number() -> None:
     world = World()
     became = world.connect()
     world.bus.become_monitor(became)
-    for connection in (world.connect_monitor(), world.connect_activator(NAME), became):
+    holder = world.connect(flags=HelloFlag.POLICY_HOLDER, name=NAME)
+    for connection in (world.connect_monitor(), world.connect_activator("org.example.A"), holder, became):
         with refused(ENXIO):
             world.bus.resolve(id=connection.id)
 
@@ -400,7 +421,7 @@ def test_every_observer_is_told_and_the_requester_alone_of_its_reply() -> None:
     seen: list[Notification] = []
     world.bus.observers.append(seen.append)
     requester_log: list[Notification] = []
-    requester = world.bus.hello(world.bus.endpoint, Recorder(requester_log), OWNER)
+    requester = world.bus.hello(world.bus.endpoint, Process.of(OWNER), sink=Recorder(requester_log))
     other, gone = world.connect_many(2)
     seen.clear()
     world.open_request(requester, gone, 1)
@@ -554,7 +575,7 @@ def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
             world.bus.disconnect(self.connection)
 
     leaver = Leaver()
-    leaver.connection = world.bus.hello(world.bus.endpoint, leaver, OWNER)
+    leaver.connection = world.bus.hello(world.bus.endpoint, Process.of(OWNER), sink=leaver)
     (gone,) = world.connect_many(1)
     world.open_request(leaver.connection, gone, 1)
     world.open_request(leaver.connection, gone, 2)
@@ -565,17 +586,11 @@ def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
 
 def test_an_activator_that_has_gone_offers_nothing() -> None:
     world = World()
-    activator = world.connect(flags=HelloFlag.ACTIVATOR)
+    activator = world.connect_activator(NAME)
     world.bus.disconnect(activator)
-    with refused(ESHUTDOWN):
-        world.bus.name_offer(activator, "com.example.A")
-    assert world.bus.names.entry("com.example.A") is None
-
-
-def test_a_connection_is_a_monitor_or_an_activator_and_not_both() -> None:
-    world = World()
-    with refused(EINVAL):
-        world.connect(flags=HelloFlag.MONITOR | HelloFlag.ACTIVATOR)
+    assert world.bus.names.entry(NAME) is None
+    with refused(ESRCH):
+        world.bus.resolve(name=NAME)
 
 
 def test_a_refused_hello_leaves_no_account_behind() -> None:

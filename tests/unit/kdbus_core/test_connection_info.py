@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENXIO, ESRCH
+from errno import EINVAL, ENXIO, EPERM, ESRCH
 
 import pytest
 from broker_world import OWNER, STRANGER, World, refused
 
 from kdbus_core import Credentials
 from kdbus_core.abi import HelloFlag
-from kdbus_core.metadata import ConnectionInfo
+from kdbus_core.metadata import ConnectionInfo, Process
 from kdbus_core.names import ALLOW_REPLACEMENT, QUEUE, REPLACE_EXISTING
 
 NAME = "org.example.Name"
@@ -17,11 +17,13 @@ NAME = "org.example.Name"
 
 def test_everything_is_told_of_a_connection() -> None:
     world = World()
-    connection = world.connect(STRANGER, flags=HelloFlag.ACCEPT_FD, description="a client")
+    connection = world.connect(OWNER, flags=HelloFlag.ACCEPT_FD, description="a client")
     world.bus.name_acquire(connection, NAME, 0)
-    expected = ConnectionInfo(connection.id, 1, STRANGER, (NAME,), "a client")
+    expected = ConnectionInfo(connection.id, 1, OWNER, (NAME,), "a client")
     assert world.bus.connection_info(id=connection.id) == expected
     assert world.bus.connection_info(name=NAME) == expected
+    stranger = world.connect(STRANGER)
+    assert world.bus.connection_info(id=stranger.id) == ConnectionInfo(stranger.id, 0, STRANGER, (), "")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,10 @@ def test_faked_credentials_are_told_exactly_and_the_true_ones_not_at_all(faked: 
 def test_faked_credentials_make_nobody_an_owner() -> None:
     world = World()
     connection = world.connect(faked=Credentials(uid=3000))
-    assert not world.bus.endpoint.is_owner(Credentials(uid=3000), privileged=False)
-    assert world.bus.endpoint.is_owner(connection.credentials, privileged=False)
+    assert connection.is_owner
+    assert not world.bus.endpoint.is_owner(Process.of(Credentials(uid=3000)))
+    with refused(EPERM):
+        world.connect(STRANGER, faked=OWNER)
 
 
 def test_what_is_unknown_is_left_out_and_never_zero() -> None:

@@ -9,21 +9,7 @@ from broker_world import OWNER, STRANGER, World, refused, zeros
 
 from kdbus_core import Credentials, Domain
 from kdbus_core.abi import MakeFlag
-from kdbus_core.domain import is_valid_node_name
 from kdbus_core.metadata import Process
-
-
-@pytest.mark.parametrize("name", ["a", "0", "_", "bus", "1000-user", "a.b", "a-.b", "_a_", "a" * 63])
-def test_these_are_names_of_nodes(name: str) -> None:
-    assert is_valid_node_name(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "-", ".", "..", "-a", "a-", ".a", "a.", "a/b", "a b", "a\0", "a\n", "\u00e4", "\u0661", "a" * 64],
-)
-def test_these_are_not_names_of_nodes(name: str) -> None:
-    assert not is_valid_node_name(name)
 
 
 def test_buses_and_connections_are_numbered_from_one_counter() -> None:
@@ -158,12 +144,3 @@ def test_an_account_that_was_forgotten_does_not_take_its_successor_along() -> No
 def test_the_account_of_the_unknown_is_not_the_one_of_the_bus_itself() -> None:
     world = World()
     assert world.connect(Credentials()).user is not world.bus.kernel_user
-
-
-@pytest.mark.parametrize(
-    ("uid", "privileged", "expected"),
-    [(1000, False, True), (2000, False, False), (0, False, False), (2000, True, True), (None, False, False)],
-)
-def test_who_is_an_owner(uid: int | None, privileged: bool, expected: bool) -> None:
-    endpoint = World().bus.endpoint
-    assert endpoint.is_owner(Credentials(uid=uid), privileged=privileged) is expected

@@ -130,7 +130,7 @@ def test_what_a_monitor_sees_changes_routes_when_it_comes_and_when_it_goes(
     scene = Scene()
     rule = Rule(arguments=arguments)
     assert scene.changes(lambda scene: scene.bus.become_monitor(scene.other, [rule])) == (True, True)
-    assert scene.changes(lambda scene: scene.bus.unsubscribe(scene.other, 0)) == (True, True)
+    assert scene.changes(lambda scene: scene.bus.disconnect(scene.other)) == (True, True)
 
 
 def test_a_cookie_with_rules_of_both_kinds_changes_routes_when_it_goes() -> None:

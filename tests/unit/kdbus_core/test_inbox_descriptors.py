@@ -34,6 +34,14 @@ def test_memory_is_always_installed_and_files_where_they_are_accepted(
     assert_holds_nothing(inbox, message)
 
 
+def test_one_missing_file_is_missing_even_if_later_ones_find_room() -> None:
+    inbox, answers = make_inbox(), iter([10, -1, 11])
+    entry = inbox.push(parcel(fds=3), User(0))
+    offset, _, incomplete = inbox.take(entry, lambda _: next(answers), accept_fds=True)
+    assert numbers(inbox, offset, 3) == [10, -1, 11]
+    assert incomplete
+
+
 def test_where_nothing_can_be_installed_nothing_is_missing() -> None:
     inbox = make_inbox()
     offset, _, incomplete = inbox.take(inbox.push(parcel(fds=2, memfds=2), User(0)), None, accept_fds=True)

@@ -144,6 +144,13 @@ class TestBloomMasks:
             assert scene.hears(Filter(generation, bits({1: 1})))
             assert not scene.hears(Filter(generation, bits({0: 1})))
 
+    def test_generations_that_repeat_the_one_before_take_no_room(self, scene: Scene) -> None:
+        once = scene.listen(BloomMask((bits({0: 1}),)))
+        size = scene.matches.index_size
+        scene.matches.remove(scene.listener, once)
+        scene.listen(BloomMask((bits({0: 1}),) * 5))
+        assert scene.matches.index_size == size
+
 
 class TestSenders:
     def test_an_id_is_the_senders(self, scene: Scene) -> None:

@@ -7,6 +7,7 @@ from errno import EADDRINUSE, EEXIST, EINVAL, EOPNOTSUPP, ESHUTDOWN, ESRCH
 import pytest
 from broker_world import World, refused
 
+from kdbus_core.abi import HelloFlag
 from kdbus_core.names import ACTIVATOR, ALLOW_REPLACEMENT, IN_QUEUE, PRIMARY, QUEUE, REPLACE_EXISTING
 from kdbus_core.notifications import IdRemove, NameChange
 

@@ -7,6 +7,7 @@ from errno import EBADSLT, EMFILE, EOPNOTSUPP, ESHUTDOWN
 import pytest
 from broker_world import World, listening_to, receivers, refused, signal
 
+from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
 from kdbus_core.subscriptions import DRIVER, EMPTY_AUDIENCE, ArgumentTest, Rule
 
@@ -132,7 +133,7 @@ def test_there_are_monitors_while_a_monitor_has_a_rule() -> None:
     answers = [world.bus.subscriptions.has_monitors]
     world.bus.become_monitor(monitor, [ANYTHING])
     answers.append(world.bus.subscriptions.has_monitors)
-    world.bus.unsubscribe(monitor, 0)
+    world.bus.subscriptions.remove(monitor, 0)
     answers.append(world.bus.subscriptions.has_monitors)
     assert answers == [False, True, False]
 
@@ -157,7 +158,7 @@ def test_somebody_listens_while_a_monitor_or_an_eavesdropper_has_a_rule(
     else:
         world.bus.subscribe(listener, 0, rule)
     answers.append(world.bus.subscriptions.has_listeners)
-    world.bus.unsubscribe(listener, 0)
+    world.bus.subscriptions.remove(listener, 0)
     answers.append(world.bus.subscriptions.has_listeners)
     assert answers == [False, expected, False]
 
@@ -172,14 +173,20 @@ def test_an_ordinary_connection_that_becomes_a_monitor_keeps_none_of_its_rules()
     assert receivers(world.bus.subscriptions.monitor_audience(signal(None, member="M"))) == [listener]
 
 
-def test_monitors_and_activators_cannot_subscribe() -> None:
+def test_special_connections_neither_subscribe_nor_unsubscribe() -> None:
     world = World()
-    for special in (world.connect_monitor(), world.connect_monitor_of(), world.connect_activator("a.b")):
+    holder = world.connect(flags=HelloFlag.POLICY_HOLDER, name="c.d")
+    monitor, activator = world.connect_monitor(), world.connect_activator("a.b")
+    for special in (monitor, world.connect_monitor_of(), activator, holder):
         count = special.match_count
         with refused(EOPNOTSUPP):
             world.bus.subscribe(special, 7, ANYTHING)
+        for cookie in (0, 7):
+            with refused(EOPNOTSUPP):
+                world.bus.unsubscribe(special, cookie)
         assert special.match_count == count
         assert 7 not in special.subscriptions
+    assert receivers(world.bus.subscriptions.monitor_audience(signal(None))) == [monitor]
 
 
 def test_who_has_gone_cannot_subscribe() -> None:
@@ -188,6 +195,8 @@ def test_who_has_gone_cannot_subscribe() -> None:
         world.bus.disconnect(gone)
         with refused(ESHUTDOWN):
             world.bus.subscribe(gone, 7, ANYTHING)
+        with refused(ESHUTDOWN):
+            world.bus.unsubscribe(gone, 7)
     world.assert_holds_nothing()
 
 
@@ -271,7 +280,7 @@ def test_a_rule_leaves_no_trace_when_it_is_removed() -> None:
     for cookie in range(len(shapes)):
         world.bus.unsubscribe(listener, cookie)
     for cookie in reversed(range(len(shapes))):
-        world.bus.unsubscribe(monitor, cookie)
+        world.bus.subscriptions.remove(monitor, cookie)
     world.bus.disconnect(listener)
     world.bus.disconnect(monitor)
     world.assert_holds_nothing()

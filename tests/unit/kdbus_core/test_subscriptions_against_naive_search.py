@@ -251,5 +251,5 @@ def test_the_index_agrees_with_a_naive_search(
             if subscription.removed and subscription in left:
                 connection = connections[subscription.owner]
                 if cookie in connection.subscriptions:
-                    world.bus.unsubscribe(connection, cookie)
+                    subscriptions.remove(connection, cookie)
         left = [subscription for subscription in left if not subscription.removed]
