@@ -37,13 +37,15 @@ soak: ## two hundred clients at once for a minute
 	@$(BIN)/python scripts/client_programs.py
 	BUSPROXY_SOAK=1 $(BIN)/python -m pytest tests/clients/test_many_clients.py $(PYTEST_ARGS) </dev/null
 
-fuzz: ## feed the wire codec and the handshake with broken input
-	@scripts/set-up.sh test
+fuzz: ## feed the wire codec, the handshake and the broker's commands with broken input
+	@scripts/set-up.sh fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_wire
+	$(BIN)/python -m tests.fuzz.fuzz_handle
 
-bench: ## measure the installed buses side by side, in less than a minute
+bench: ## measure the installed buses side by side, and the broker alone, in about two minutes
 	@scripts/set-up.sh run
 	$(BIN)/python -m bench --quick
+	$(BIN)/python -m bench.broker --quick
 
 clean: ## remove the environment and everything that was made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

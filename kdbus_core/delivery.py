@@ -175,10 +175,10 @@ class Delivery:
         )
 
     def _insert_or_lose(
-        self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message
+        self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message, name_id: int = 0
     ) -> None:
         try:
-            self._insert(sender, receiver, inbox, message)
+            self._insert(sender, receiver, inbox, message, name_id=name_id)
         except KdbusError:
             inbox.on_lost()
 
@@ -199,7 +199,7 @@ class Delivery:
     def _unicast(self, sender: Connection, message: Message) -> None:
         receiver, inbox, name_id = self._destination(sender, message)
         if message.is_signal:
-            self._signal(sender, receiver, inbox, message)
+            self._signal(sender, receiver, inbox, message, name_id)
             return
         self._check_talk(sender, receiver)
         self._stamp(message)
@@ -211,14 +211,16 @@ class Delivery:
         if not may_talk(sender, receiver):
             raise KdbusError(EPERM, f"connection {sender.id} may not talk to {receiver.id}")
 
-    def _signal(self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message) -> None:
+    def _signal(
+        self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message, name_id: int
+    ) -> None:
         """A signal to one connection: it has to want it, and to be allowed to talk to the sender."""
         assert message.filter is not None
         self._stamp(message)
         self._show_to_monitors(sender, message)
         wanted = self._bus.matches.wants(receiver, sender, message.filter, message.dst_id)
         if wanted and may_talk(receiver, sender):
-            self._insert_or_lose(sender, receiver, inbox, message)
+            self._insert_or_lose(sender, receiver, inbox, message, name_id)
 
     def _broadcast(self, sender: Connection, message: Message) -> None:
         assert message.filter is not None

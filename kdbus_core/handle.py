@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, IntFlag, auto
-from errno import EACCES, EBADFD, EFAULT, EINVAL, ENOTTY, EPERM, ESHUTDOWN
+from errno import EACCES, EBADF, EBADFD, EFAULT, EINVAL, ENOTTY, EPERM, ESHUTDOWN
 from struct import Struct
 from typing import TYPE_CHECKING, assert_never
 
@@ -77,7 +77,7 @@ class PollFlag(IntFlag):
 
 
 class Handle:
-    """One open node; ended by `close`, after which it is used no more."""
+    """One open node; ended by `close`, after which every command is EBADF."""
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Handle:
         self.state = HandleState.NONE
         self.connection: Connection | None = None
         self._owned: Bus | Domain | Endpoint | None = None
+        self._is_closed = False
         self._make_memory = make_memory
         self._on_ready = on_ready
 
@@ -117,6 +118,8 @@ class Handle:
         in the caller's memory before `on_done` gets the call's errno.  Raises KdbusError with an errno of
         the command's table.
         """
+        if self._is_closed:
+            raise KdbusError(EBADF, "the handle has been closed")
         command = _COMMANDS.get(request)
         if command is None:
             raise KdbusError(ENOTTY, f"there is no command {request:#x}")
@@ -157,9 +160,9 @@ class Handle:
 
     def close(self) -> None:
         """End the handle and what it owns: a bus, a domain, an endpoint or a connection."""
-        owned, self._owned = self._owned, None
-        if owned is not None:
-            owned.close()
+        self._is_closed = True
+        if self._owned is not None:
+            self._owned.close()
         if self.connection is not None:
             self.connection.endpoint.bus.disconnect(self.connection)
 

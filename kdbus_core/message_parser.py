@@ -50,6 +50,8 @@ from kdbus_core.names import is_valid_name
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
 
+_EXPECT_REPLY = int(MessageFlag.EXPECT_REPLY)
+_SIGNAL = int(MessageFlag.SIGNAL)
 _LIMIT = 1 << 64
 
 
@@ -77,7 +79,7 @@ def build_message(connection: Connection, caller: Caller, draft: Arguments, *, i
             _read_vec(caller, item) if resolved is None else resolved
             for item, resolved in zip(draft.items, staged, strict=True)
         ]
-        expects_reply = draft.flags & MessageFlag.EXPECT_REPLY
+        expects_reply = draft.flags & _EXPECT_REPLY
         return Message(
             items,
             flags=draft.flags,
@@ -94,8 +96,8 @@ def build_message(connection: Connection, caller: Caller, draft: Arguments, *, i
 
 
 def _check_header(header: _Header, flags: int, own_id: int, *, is_sync: bool) -> None:
-    is_signal = flags & MessageFlag.SIGNAL
-    expects_reply = flags & MessageFlag.EXPECT_REPLY
+    is_signal = flags & _SIGNAL
+    expects_reply = flags & _EXPECT_REPLY
     is_broadcast = header.dst_id == DST_BROADCAST
     if header.src_id not in (0, own_id):
         raise KdbusError(EINVAL, f"connection {own_id} cannot send as {header.src_id}")
@@ -166,7 +168,7 @@ def _check_dst_name(name: str, dst_id: int) -> None:
 
 
 def _check_whole(draft: Arguments, header: _Header) -> None:
-    is_signal = bool(draft.flags & MessageFlag.SIGNAL)
+    is_signal = bool(draft.flags & _SIGNAL)
     if is_signal != (draft.find(ItemType.BLOOM_FILTER) is not None):
         raise KdbusError(EBADMSG, "signals, and nothing else, have a bloom filter")
     if header.dst_id == DST_NAME and draft.find(ItemType.DST_NAME) is None:

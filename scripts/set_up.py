@@ -1,12 +1,12 @@
-"""Make `.venv` ready for running (`run`) or for running and testing (`test`) this checkout.
+"""Make `.venv` ready for running (`run`), for testing (`test`) or for fuzzing (`fuzz`) this checkout.
 
 The package is installed in place, so changes to its code need no new set-up. What was installed is written
 into a stamp inside the environment: the checkout's path, which installed programs carry in their first line;
 a digest of pyproject.toml; and the extras. As long as the stamp fits there is nothing to do, which is quick.
 An environment that was made elsewhere, or with another Python than the one PYTHON asks for, is made anew.
 
-uvloop is wanted but not needed: where it can be neither downloaded nor compiled the set-up goes on without
-it, and the stamp keeps later runs from trying again.
+uvloop, and for fuzzing atheris, are wanted but not needed: where one can be neither downloaded nor compiled the
+set-up goes on without it, and the stamp keeps later runs from trying again.
 
 Runs on any Python from 3.11 with the standard library alone, as on a machine where nothing was prepared.
 """
@@ -32,8 +32,10 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up.json"
 PROJECT = ROOT / "pyproject.toml"
-EXTRAS = {"run": (), "test": ("test",)}
+EXTRAS = {"run": (), "test": ("test",), "fuzz": ("test",)}
 """What each purpose needs beside the package itself; a later one includes the earlier."""
+WANTED = {"run": ("uvloop",), "test": ("uvloop",), "fuzz": ("uvloop", "fuzz")}
+"""The extras each purpose can do without."""
 
 IDENTITY = "import sys; print(sys.base_prefix, sys.version)"
 PIP = (str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install")
@@ -50,14 +52,14 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: set_up.py {'|'.join(EXTRAS)}", file=sys.stderr)
         return 2
     try:
-        set_up(EXTRAS[purpose])
+        set_up(EXTRAS[purpose], WANTED[purpose])
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def set_up(extras: Sequence[str]) -> None:
+def set_up(needed: Sequence[str], wanted: Sequence[str]) -> None:
     """Bring the environment to the state the stamp describes; raises SetUpError."""
     stamp = read_stamp()
     if not is_usable(stamp):
@@ -66,14 +68,20 @@ def set_up(extras: Sequence[str]) -> None:
     digest = hashlib.sha256(PROJECT.read_bytes()).hexdigest()
     is_current = stamp.get("digest") == digest
     had: set[str] = set(stamp.get("extras", ()))
-    if is_current and had.issuperset(extras):
+    tried: set[str] = set(stamp.get("tried", ())) if is_current else set()
+    if is_current and had.issuperset(needed) and tried.issuperset(wanted):
         return
-    wanted = sorted(had.union(extras))
+    extras = sorted(had.union(needed))
     STAMP.unlink(missing_ok=True)
-    install_package(wanted)
-    if not is_current:
-        install_uvloop()
-    STAMP.write_text(json.dumps({"root": str(ROOT), "digest": digest, "extras": wanted}) + "\n")
+    if not is_current or not had.issuperset(needed):
+        install_package(extras)
+    for extra in wanted:
+        if extra not in tried:
+            install_if_possible(extra)
+    tried.update(wanted)
+    STAMP.write_text(
+        json.dumps({"root": str(ROOT), "digest": digest, "extras": extras, "tried": sorted(tried)}) + "\n"
+    )
 
 
 def read_stamp() -> dict[str, Any]:
@@ -139,15 +147,15 @@ def install_package(extras: Sequence[str]) -> None:
     run([*PIP, "--editable", target], "pip could not install it")
 
 
-def install_uvloop() -> None:
-    """Install uvloop if that is possible here."""
-    requirements = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]["uvloop"]
+def install_if_possible(extra: str) -> None:
+    """Install an extra that is wanted, or say why it is missing."""
+    requirements = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"][extra]
     command = [*PIP, "--prefer-binary", *requirements]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with status {done.returncode}"
-        print(f"Going on without uvloop, which is not needed ({reason})", flush=True)
+        print(f"Going on without {', '.join(requirements)}, which is not needed ({reason})", flush=True)
 
 
 def run(command: Sequence[str], failure: str) -> None:

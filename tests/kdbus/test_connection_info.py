@@ -5,11 +5,24 @@ from __future__ import annotations
 from errno import EINVAL, ENXIO, ESRCH, EXFULL
 
 import pytest
-from kdbus_core.metadata import Caps, Creds
-from support.kdbus import NOBODY, Attach, Client, Hello, ItemType, Name, Task, World, layout, refused, repeat_until
+from support.kdbus import (
+    NOBODY,
+    Attach,
+    Client,
+    Hello,
+    ItemType,
+    Name,
+    Task,
+    World,
+    layout,
+    refused,
+    repeat_until,
+)
 from support.kdbus.decode import Creds as CredsItem
 from support.kdbus.decode import Pids as PidsItem
 from support.kdbus.layout import ATTACH_ALL
+
+from kdbus_core.metadata import Caps, Creds
 
 VALID = Attach.NAMES | Attach.CREDS | Attach.PIDS | Attach.CONN_DESCRIPTION
 CREDS = Creds(1001, 1000, 1002, 1003, 2001, 2000, 2002, 2003)
@@ -42,9 +55,7 @@ def test_a_name_without_its_nul_is_refused(conn: Client, cut: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["non.existent.name", "nodots", "in valid.name", ":1.2", b"\xff.\xff"])
-def test_a_name_that_nobody_has_is_not_found_whatever_it_looks_like(
-    conn: Client, name: str | bytes
-) -> None:
+def test_a_name_that_nobody_has_is_not_found_whatever_it_looks_like(conn: Client, name: str | bytes) -> None:
     with refused(ESRCH):
         conn.conn_info(name=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import E2BIG, EINVAL, EOPNOTSUPP, EPERM
 
 import pytest
@@ -128,12 +129,13 @@ ITEMS = {"send": SEND, "recv": RECV, "policy": POLICY}
 def test_what_can_be_updated_depends_on_the_kind_of_connection(
     world: World, kind: str, allowed: set[str], item: str
 ) -> None:
-    client = {
+    makers: dict[str, Callable[[], Client]] = {
         "ordinary": world.connect,
         "monitor": world.connect_monitor,
         "activator": lambda: world.connect_activator("a.b"),
         "holder": lambda: world.connect_holder("a.b"),
-    }[kind]()
+    }
+    client = makers[kind]()
     if item in allowed:
         client.update(ITEMS[item])
     else:

@@ -7,12 +7,13 @@ what it was.
 
 from __future__ import annotations
 
-from errno import EAGAIN, ENOTUNIQ, EOPNOTSUPP, EPERM, ETIMEDOUT
+from errno import EINVAL, ENOTUNIQ, EOPNOTSUPP, EPERM, ETIMEDOUT
 
 import pytest
-from kdbus_core.metadata import Creds
 from support.kdbus import NOBODY, OWNER_UID, Client, Hello, Msg, Task, World, layout, refused
 from support.kdbus.layout import DST_BROADCAST, GROUP, OWN, SEE, TALK, USER, WORLD, access
+
+from kdbus_core.metadata import Creds
 
 from .encounters import exchange_broadcasts, send_by_id
 
@@ -59,9 +60,7 @@ def test_a_broadcast_of_a_stranger_expects_no_reply_either(world: World, conn: C
     assert not conn.is_readable
 
 
-def test_an_owner_hears_the_broadcasts_of_strangers_who_do_not_hear_his(
-    conn: Client, nobody: Task
-) -> None:
+def test_an_owner_hears_the_broadcasts_of_strangers_who_do_not_hear_his(conn: Client, nobody: Task) -> None:
     conn.add_match_empty()
     assert exchange_broadcasts(conn, nobody) == OWNER_HEARS
 
@@ -189,9 +188,10 @@ def test_an_owner_talks_to_everybody(world: World, service: Client) -> None:
 
 def test_a_stranger_talks_to_nobody(world: World, service: Client, nobody: Task) -> None:
     stranger = world.connect(nobody)
-    for send in (lambda: stranger.send(name=B), lambda: stranger.send(service)):
-        with refused(EPERM):
-            send()
+    with refused(EPERM):
+        stranger.send(name=B)
+    with refused(EPERM):
+        stranger.send(service)
     assert not service.is_readable
 
 
@@ -278,9 +278,7 @@ def test_an_owner_is_the_user_who_made_the_bus_or_privileged(
     world: World, conn: Client, nobody: Task, uid: int, *, privileged: bool, may: bool
 ) -> None:
     stranger = world.connect(nobody)
-    assert send_by_id(stranger, world.task(uid, privileged=privileged)) == (
-        (0, 0) if may else NOT_DELIVERED
-    )
+    assert send_by_id(stranger, world.task(uid, privileged=privileged)) == ((0, 0) if may else NOT_DELIVERED)
 
 
 def test_a_policy_that_is_cleared_through_an_inherited_handle_is_cleared(
@@ -323,107 +321,5 @@ def test_a_handle_that_is_passed_on_keeps_the_rights_of_who_opened_it(
 
 def test_ids_in_a_policy_are_those_of_whoever_uploads_it(holder: Client) -> None:
     for kind in (USER, GROUP):
-        with refused(22):  # EINVAL: 2^32-1 is no id anywhere
+        with refused(EINVAL):  # 2^32-1 is no id anywhere
             holder.update_policy(A, access(kind, OWN, layout.UNSET_ID))
-
-
-# Broadcasts
-
-
-BROADCAST_A, BROADCAST_B = "com.example.broadcastA", "com.example.broadcastB"
-
-
-class Scene:
-    """Two owners of a name each, with empty matches, and the holders of their policies."""
-
-    def __init__(self, world: World) -> None:
-        self.holder_a, self.holder_b = (
-            world.connect_holder(name, access(USER, OWN, OWNER_UID)) for name in (BROADCAST_A, BROADCAST_B)
-        )
-        self.owner_a, self.owner_b = world.connect(), world.connect()
-        self.owners = (self.owner_a, self.owner_b)
-        for owner, name in zip(self.owners, (BROADCAST_A, BROADCAST_B), strict=True):
-            owner.name_acquire(name)
-            owner.add_match_empty()
-
-
-@pytest.fixture
-def scene(world: World) -> Scene:
-    return Scene(world)
-
-
-def test_a_name_without_policy_opens_nothing(world: World, nobody: Task, other: Task) -> None:
-    owner = world.connect()
-    owner.name_acquire(BROADCAST_A)
-    assert send_by_id(owner, nobody) == NOT_DELIVERED
-    owner.add_match_empty()
-    assert exchange_broadcasts(owner, nobody) == OWNER_HEARS
-    assert exchange_broadcasts(owner, nobody, peer_task=world.task(NOBODY)) == BOTH_HEAR
-    assert exchange_broadcasts(owner, nobody, peer_task=other) == NOBODY_HEARS
-
-
-def test_owners_hear_each_other_and_themselves(scene: Scene) -> None:
-    scene.owner_a.broadcast(1)
-    for owner in scene.owners:
-        (message,) = owner.drain()
-        assert (message.cookie, message.src_id) == (1, scene.owner_a.id)
-
-
-def test_a_strangers_broadcast_reaches_his_own_kind_and_owners_if_they_listen(
-    world: World, scene: Scene, nobody: Task
-) -> None:
-    scene.owner_b.name_release(BROADCAST_B)
-    scene.holder_b.update_policy(BROADCAST_B, access(WORLD, OWN))
-    sender, listening, not_listening = (world.connect(world.task(NOBODY)) for _ in range(3))
-    sender.name_acquire(BROADCAST_B)
-    listening.add_match_empty()
-    sender.broadcast(2)
-    for client in (listening, *scene.owners):
-        (message,) = client.drain()
-        assert (message.cookie, message.src_id) == (2, sender.id)
-    with refused(ETIMEDOUT):
-        not_listening.recv_poll(100)
-
-
-def test_owners_hear_what_strangers_do_not_hear_of_each_other(
-    scene: Scene, nobody: Task, other: Task
-) -> None:
-    assert exchange_broadcasts(scene.owner_a, nobody, peer_task=other) == NOBODY_HEARS
-    for owner in scene.owners:
-        for _ in range(2):
-            owner.recv()
-        with refused(EAGAIN):
-            owner.recv()
-
-
-def test_who_may_talk_to_a_name_hears_the_broadcasts_of_its_owner(scene: Scene, nobody: Task) -> None:
-    scene.holder_a.update_policy(BROADCAST_A, access(WORLD, TALK))
-    assert exchange_broadcasts(scene.owner_a, nobody) == BOTH_HEAR
-
-
-def test_the_receivers_right_to_talk_counts_and_not_the_senders(
-    world: World, scene: Scene, nobody: Task, other: Task
-) -> None:
-    scene.owner_b.name_release(BROADCAST_B)
-    scene.holder_b.update_policy(BROADCAST_B, access(USER, OWN, NOBODY), access(USER, TALK, OTHER))
-    named, nameless = world.connect(nobody), world.connect(other)
-    named.name_acquire(BROADCAST_B)
-    for client in (named, nameless):
-        client.add_match_empty()
-    named.broadcast(1)
-    nameless.broadcast(2)
-    assert [message.cookie for message in nameless.drain()] == [1, 2]
-    assert [message.cookie for message in named.drain()] == [1]
-
-
-def test_an_owner_hears_a_stranger_with_a_name_whether_he_has_one_himself_or_not(
-    world: World, scene: Scene, nobody: Task
-) -> None:
-    scene.owner_b.name_release(BROADCAST_B)
-    scene.holder_b.update_policy(BROADCAST_B, access(WORLD, OWN))
-    stranger = world.connect(nobody)
-    stranger.name_acquire(BROADCAST_B)
-    stranger.broadcast(1)
-    scene.owner_a.name_release(BROADCAST_A)
-    stranger.broadcast(2)
-    assert [message.cookie for message in scene.owner_a.drain()] == [1, 2]

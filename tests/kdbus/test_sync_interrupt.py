@@ -111,7 +111,7 @@ def test_another_send_is_not_the_interrupted_one(caller: Client, callee: Client)
 def test_a_waiting_call_is_not_resumed_by_another_of_its_cookie(caller: Client, callee: Client) -> None:
     calls = [caller.call(callee, cookie=COOKIE) for _ in range(2)]
     assert [message.cookie for message in callee.drain()] == [COOKIE] * 2
-    for call in calls:
+    for _ in calls:
         callee.reply(caller, COOKIE)
     for call in calls:
         call.result()

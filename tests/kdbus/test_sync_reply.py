@@ -8,6 +8,7 @@ from errno import (
     EMLINK,
     ENOBUFS,
     ENXIO,
+    EPERM,
     EPIPE,
     ETIMEDOUT,
     EXFULL,
@@ -169,7 +170,7 @@ def test_a_stranger_answers_who_may_not_be_talked_to(world: World, caller: Clien
     stranger = world.connect(world.task(65534))
     call = caller.call(stranger, cookie=COOKIE)
     stranger.recv()
-    with refused(1):  # EPERM
+    with refused(EPERM):
         stranger.send_small(caller)
     stranger.reply(caller, COOKIE)
     call.result()

@@ -1,4 +1,4 @@
-"""Deadlines of requests: who waits for a reply hears when there will be none, once and at the right moment."""
+"""Deadlines of requests: who waits for a reply hears when there will be none, once and in time."""
 
 from __future__ import annotations
 
