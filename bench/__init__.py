@@ -11,6 +11,9 @@ the clock runs · `launch_broker` is the program that becomes dbus-broker's laun
 buses · `scenarios` says what load is put on a bus and measures it · `report` turns samples into tables,
 ratios and JSON.
 
-Nothing here imports the project's packages: a bus is measured from outside, through its socket, whoever
+Nothing of these imports the project's packages: a bus is measured from outside, through its socket, whoever
 wrote it.
+
+`python -m bench.broker` is another program: it measures the broker alone, without sockets, through its typed API
+and its command bytes (`broker_world` makes the scene, `broker_cases` what is done in it).
 """

@@ -223,7 +223,7 @@ def parse(form: Form, caller: Caller, address: int) -> Arguments:
     items: list[Item] = []
     negotiation: Item | None = None
     seen: set[int] = set()
-    for item in iterate_items(data, form.struct.size):
+    for item in iterate_items(data, form.struct.size) if len(data) > form.struct.size else ():
         occurs = form.items.get(item.type)
         if occurs is None:
             raise KdbusError(EINVAL, f"an item of type {item.type:#x} has no place here")
@@ -258,7 +258,15 @@ def read_object(form: Form, caller: Caller, address: int) -> bytes:
     """
     if address % 8:
         raise KdbusError(EFAULT, f"address {address:#x} is no multiple of 8")
-    size: int = NUMBER.unpack(read_memory(caller, address, NUMBER.size))[0]
+    # Most have no items, so what is read for the size is all there is.
+    struct_size = form.struct.size
+    try:
+        head = read_memory(caller, address, struct_size)
+    except KdbusError:
+        head = read_memory(caller, address, NUMBER.size)
+    size: int = NUMBER.unpack_from(head)[0]
+    if size == len(head) == struct_size:
+        return head
     if size < form.struct.size:
         raise KdbusError(EINVAL, f"{size} bytes where {form.struct.size} or more are needed")
     if size > abi.MAX_COMMAND_SIZE:

@@ -123,7 +123,7 @@ class Handle:
         command = _COMMANDS.get(request)
         if command is None:
             raise KdbusError(ENOTTY, f"there is no command {request:#x}")
-        if command not in self._accepted():
+        if command not in (_CONNECTED if self.state is HandleState.CONNECTED else self._accepted()):
             raise KdbusError(EBADFD, f"a handle in state {self.state.name} does not take {command.name}")
         if self.connection is not None:
             if not self.connection.active:

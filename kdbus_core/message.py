@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdbus_core.abi import (
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from kdbus_core.connection import Connection
 
 NO_FD = -1
-_VEC_ITEM_SIZE = ITEM_HEADER.size + VEC.size
+_PAYLOAD_OFF = Struct("=4Q")
+"""A whole item PAYLOAD_OFF: size and type, then size and offset of the payload."""
+_PAYLOAD_OFF_HEADER = (_PAYLOAD_OFF.size, int(ItemType.PAYLOAD_OFF))
+_OFFSET_IN_ITEM = ITEM_HEADER.size + NUMBER.size
 _EXPECT_REPLY = int(MessageFlag.EXPECT_REPLY)
 _SIGNAL = int(MessageFlag.SIGNAL)
 
@@ -171,12 +175,16 @@ class Message:
         memfd_slots: list[tuple[int, File]] = []
         at, end = MSG.size, 0
         for item in items:
+            # Nearly all items are these; a case would look at its class and its fields first.
+            if isinstance(item, Vec):
+                size = len(item.data)
+                offsets.append((at - MSG.size + _OFFSET_IN_ITEM, end))
+                payload.append(item.data)
+                end += size
+                staged.append(_PAYLOAD_OFF.pack(*_PAYLOAD_OFF_HEADER, size, 0))
+                at += _PAYLOAD_OFF.size
+                continue
             match item:
-                case Vec(data):
-                    offsets.append((at - MSG.size + ITEM_HEADER.size + NUMBER.size, end))
-                    payload.append(data)
-                    end += len(data)
-                    built = build_item(ItemType.PAYLOAD_OFF, VEC.pack(len(data), 0))
                 case Zeros(size):
                     payload.append(bytes(size % 8))
                     end += size % 8

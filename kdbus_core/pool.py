@@ -29,6 +29,8 @@ from kdbus_core.errors import KdbusError
 
 CHUNK_SIZE = 64 * 1024
 """Bytes that `LazyMemory` provides at once."""
+JOIN_LIMIT = 16 * 1024
+"""Up to this many bytes a slice is written at once: copying its chunks costs less than a write of each."""
 
 
 class Memory(Protocol):
@@ -49,6 +51,11 @@ class LazyMemory:
 
     def write(self, offset: int, data: bytes) -> None:
         """Put bytes there."""
+        index, start = divmod(offset, CHUNK_SIZE)
+        end = start + len(data)
+        if end <= CHUNK_SIZE and (whole := self._chunks.get(index)) is not None:
+            whole[start:end] = data
+            return
         view = memoryview(data)
         while view:
             index, start = divmod(offset, CHUNK_SIZE)
@@ -177,6 +184,9 @@ class Pool:
 
     def fill(self, slice_: Slice, chunks: Sequence[bytes]) -> None:
         """Put chunks one after another into a slice the broker holds, from its beginning."""
+        if slice_.size <= JOIN_LIMIT:
+            self.write(slice_, 0, b"".join(chunks))
+            return
         position = 0
         for chunk in chunks:
             self.write(slice_, position, chunk)

@@ -94,8 +94,9 @@ class Quota:
         """
         share = self.shares.get(user)
         own, messages, in_flight = (0, 0, 0) if share is None else (share.memory, share.messages, share.fds)
-        free = self.capacity - self.total_memory + own
-        if self.total_memory > self.capacity or min(free // 3, MAX_SHARE) - own < size:
+        waiting = self.total_memory
+        allowed = (self.capacity - waiting + own) // 3
+        if waiting > self.capacity or size > allowed - own or size > MAX_SHARE - own:
             raise KdbusError(ENOBUFS, f"{user} has {own} bytes waiting here, no room for {size} more")
         if messages >= self.max_messages:
             raise KdbusError(ENOBUFS, f"{user} has {messages} messages waiting here")
@@ -117,8 +118,10 @@ class Quota:
         self.total_memory += size
         self.total_messages += 1
         self.total_fds += fds
-        self.peak_memory = max(self.peak_memory, self.total_memory)
-        self.peak_fds = max(self.peak_fds, self.total_fds)
+        if self.total_memory > self.peak_memory:
+            self.peak_memory = self.total_memory
+        if self.total_fds > self.peak_fds:
+            self.peak_fds = self.total_fds
 
     def refund(self, user: User, size: int, fds: int = 0) -> None:
         """Take back one charge of exactly this size."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdbus_core.synchronous import SyncCall
 
 REPLY_OFFSET = 32
+_SYNC_REPLY = int(SendFlag.SYNC_REPLY)
 MESSAGE_INFO = Struct("=3Q")
 """Where a message lies: offset, size, flags."""
 
@@ -46,7 +47,7 @@ def send(
     if draft is None:
         return None
     assert connection.inbox is not None
-    is_sync = bool(command.flags & SendFlag.SYNC_REPLY)
+    is_sync = bool(command.flags & _SYNC_REPLY)
     canceller = _open_canceller(caller, command)
     try:
         message = build_message(connection, caller, draft, is_sync=is_sync)

@@ -126,6 +126,8 @@ class World:
         assert not bus.monitors
         assert len(bus.names) == 0
         assert bus.names.entries() == []
+        assert len(bus.policy) == 0
+        assert not bus.matches
         assert bus.replies.next_deadline() is None
         assert not bus.replies._deadlines
         kept = bus.subscriptions
@@ -141,8 +143,10 @@ def assert_refers_to_nothing(connection: Connection) -> None:
     """A connection that has gone refers to nothing that others could still see."""
     assert not connection.active
     assert not connection.names
+    assert not connection.matches
     assert not connection.subscriptions
     assert connection.match_count == 0
+    assert not connection.calls
     assert not connection.requests
     assert not connection.duties
     assert connection.outstanding == 0

@@ -1,12 +1,16 @@
-"""What native connections send each other, as tests look at it: files that are handed over, and mail."""
+"""What native connections send each other, as tests look at it: files, mail, and those who wait for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import errorcode
 
+from kdbus_core import Connection
 from kdbus_core.abi import MSG, PAGE_SIZE, ItemType
-from kdbus_core.caller import FileKind
+from kdbus_core.caller import File, FileKind
+from kdbus_core.inbox import Inbox
 from kdbus_core.items import ID_NOTICE, NAME_NOTICE, Item, iterate_items
+from kdbus_core.synchronous import SyncCall
 
 
 class SomeFile:
@@ -61,3 +65,37 @@ class Mail:
                 old, _, new, _ = NAME_NOTICE.unpack_from(payload)
                 name = payload[NAME_NOTICE.size : -1].decode("ascii")
                 return f"{kind.name} {name} {old}→{new}"
+
+
+def inbox_of(connection: Connection) -> Inbox:
+    assert connection.inbox is not None
+    return connection.inbox
+
+
+def look(connection: Connection, offset: int, size: int) -> Mail:
+    """What lies in a connection's pool."""
+    return Mail(inbox_of(connection).pool.memory.read(offset, size))
+
+
+class Waiter:
+    """A synchronous call and everything that became of it."""
+
+    def __init__(self, caller: Connection, install: Callable[[File], int]) -> None:
+        self.outcomes: list[str] = []
+        self.call: SyncCall | None = None
+        self._caller = caller
+        self._install = install
+
+    def on_done(self, call: SyncCall) -> None:
+        assert call.done
+        if call.errno:
+            self.outcomes.append(errorcode[call.errno])
+            return
+        offset, size, incomplete = call.take(self._install)
+        mail = look(self._caller, offset, size)
+        inbox_of(self._caller).pool.free(offset)
+        self.outcomes.append(mail.words + (" incomplete" if incomplete else ""))
+
+    def interrupt(self) -> None:
+        assert self.call is not None
+        self.call.interrupt()

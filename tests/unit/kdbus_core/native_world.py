@@ -11,10 +11,10 @@ kept or given back twice: each test ends with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from errno import EAGAIN, errorcode
+from errno import EAGAIN, EOPNOTSUPP, errorcode
 from functools import partial
 
-from native_mail import Mail, SomeFile
+from native_mail import Mail, SomeFile, Waiter, inbox_of, look
 
 from kdbus_core import Bus, Connection, Credentials, Domain, Endpoint, KdbusError
 from kdbus_core.abi import (
@@ -29,12 +29,12 @@ from kdbus_core.abi import (
 )
 from kdbus_core.caller import File
 from kdbus_core.connection import Limits
-from kdbus_core.inbox import Inbox
 from kdbus_core.matches import BloomMask, Filter, IdNotice, MatchRule, NameNotice
 from kdbus_core.message import DstName, Fds, Memfd, Message, MessageItem, Vec
 from kdbus_core.metadata import Process, Snapshot
 from kdbus_core.policy import Access
 from kdbus_core.pool import Pool
+from kdbus_core.quota import User
 from kdbus_core.synchronous import SyncCall
 
 OWNER = Process.of(Credentials(uid=1000, gid=1000, pid=4711))
@@ -68,31 +68,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
-
-
-class Waiter:
-    """A synchronous call and everything that became of it."""
-
-    def __init__(self, world: World, caller: Connection) -> None:
-        self.outcomes: list[str] = []
-        self.mail: Mail | None = None
-        self.call: SyncCall | None = None
-        self._world = world
-        self._caller = caller
-
-    def on_done(self, call: SyncCall) -> None:
-        assert call.done
-        if call.errno:
-            self.outcomes.append(errorcode[call.errno])
-            return
-        offset, size, incomplete = call.take(self._world.install)
-        self.mail = self._world.look(self._caller, offset, size)
-        inbox_of(self._caller).pool.free(offset)
-        self.outcomes.append(self.mail.words + (" incomplete" if incomplete else ""))
-
-    def interrupt(self) -> None:
-        assert self.call is not None
-        self.call.interrupt()
 
 
 class World:
@@ -251,7 +226,7 @@ class World:
         on_done: Callable[[SyncCall], None] | None = None,
     ) -> Waiter:
         """The same, waiting for the answer."""
-        waiter = Waiter(self, sender)
+        waiter = Waiter(sender, self.install)
         deadline = self.clock.now + wait
         message = self.message(to, cookie, *items, flags=MessageFlag.EXPECT_REPLY, timeout_ns=deadline)
         waiter.call = self.bus.call(sender, message, on_done or waiter.on_done)
@@ -277,10 +252,6 @@ class World:
         self.installed.append(file.label)
         return 9 + len(self.installed)
 
-    @staticmethod
-    def look(connection: Connection, offset: int, size: int) -> Mail:
-        return Mail(inbox_of(connection).pool.memory.read(offset, size))
-
     def receive(
         self, connection: Connection, flags: int = 0, priority: int = 0
     ) -> tuple[Mail | None, int, bool]:
@@ -291,7 +262,7 @@ class World:
             assert got.errno in (0, EAGAIN)
             assert (got.offset, got.size) == (pool.size, 0)
             return None, got.lost, got.incomplete
-        mail = self.look(connection, got.offset, got.size)
+        mail = look(connection, got.offset, got.size)
         if not flags & ReceiveFlag.PEEK:
             pool.free(got.offset)
         return mail, got.lost, got.incomplete
@@ -337,9 +308,9 @@ class World:
 
         return free
 
-    def use_up_quota(self, connection: Connection) -> Callable[[], None]:
-        """Have somebody else's messages take all the room there is; returns how to refund it again."""
-        quota, user = connection.quota, self.domain.user(99)
+    def use_up_quota(self, connection: Connection, by: User | None = None) -> Callable[[], None]:
+        """Have somebody's messages take all the room there is; returns how to refund it again."""
+        quota, user = connection.quota, by or self.domain.user(99)
         quota.force(user, quota.capacity + 1)
         return partial(quota.refund, user, quota.capacity + 1)
 
@@ -398,17 +369,12 @@ def running_world() -> Iterator[World]:
     world.end()
 
 
-def inbox_of(connection: Connection) -> Inbox:
-    assert connection.inbox is not None
-    return connection.inbox
-
-
 def errno_of(command: Callable[[], object]) -> str:
     """The name of the errno a command is refused with, or nothing."""
     try:
         command()
     except KdbusError as error:
-        return errorcode[error.errno]
+        return "EOPNOTSUPP" if error.errno == EOPNOTSUPP else errorcode[error.errno]
     return ""
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from errno import EBADF, EFAULT, EINVAL, EMSGSIZE, ENAMETOOLONG
 
 import pytest
-from handle_world import Thread, build_command, build_message, name_item, negotiate_item, refused
+from caller_world import Thread
+from handle_world import (
+    build_command,
+    build_message,
+    name_item,
+    negotiate_item,
+    refused,
+)
 
 from kdbus_core.abi import CMD, ITEM_HEADER, NEGOTIATE, Command, ItemType
 from kdbus_core.commands import FORMS, MESSAGE, Arguments, Form, parse

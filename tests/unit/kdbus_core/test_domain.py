@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from errno import EEXIST, EINVAL, EMFILE
+from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
 
 import pytest
 from broker_world import OWNER, STRANGER, World, refused, zeros
 
 from kdbus_core import Credentials, Domain
-from kdbus_core.abi import MakeFlag
-from kdbus_core.metadata import Process
+from kdbus_core.abi import ATTACH_ALL, ATTACH_ANY, AttachFlag, MakeFlag
+from kdbus_core.domain import Bloom
+from kdbus_core.metadata import Creds, Process, Snapshot
 
 
 def test_buses_and_connections_are_numbered_from_one_counter() -> None:
@@ -144,3 +145,134 @@ def test_an_account_that_was_forgotten_does_not_take_its_successor_along() -> No
 def test_the_account_of_the_unknown_is_not_the_one_of_the_bus_itself() -> None:
     world = World()
     assert world.connect(Credentials()).user is not world.bus.kernel_user
+
+
+# What a bus is made of
+
+
+@pytest.mark.parametrize("bloom", [Bloom(8, 1), Bloom(64, 8), Bloom(4096, 2**63)])
+def test_a_bus_has_the_bloom_parameters_it_was_made_with(bloom: Bloom) -> None:
+    assert Domain(zeros).make_bus("1000-test", Process.of(OWNER), bloom=bloom).bloom == bloom
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 12, 4097, 4104])
+def test_a_bloom_filter_has_a_sensible_size(size: int) -> None:
+    domain = Domain(zeros)
+    with refused(EINVAL):
+        domain.make_bus("1000-test", Process.of(OWNER), bloom=Bloom(size, 1))
+    with refused(EINVAL):
+        domain.make_bus("1000-test", Process.of(OWNER), bloom=Bloom(64, 0))
+    assert not domain.buses
+
+
+def test_a_bus_has_the_masks_it_was_made_with() -> None:
+    domain, owner = Domain(zeros), Process.of(OWNER)
+    plain = domain.make_bus("1000-plain", owner)
+    assert (plain.creator_mask, plain.required, plain.creator) == (0, 0, owner)
+    bus = domain.make_bus("1000-test", owner, creator_mask=ATTACH_ANY, required=AttachFlag.PIDS)
+    assert (bus.creator_mask, bus.required) == (ATTACH_ALL, AttachFlag.PIDS)
+    for creator_mask, required in ((1 << 14, 0), (0, 1 << 14)):
+        with refused(EINVAL):
+            domain.make_bus("1000-other", owner, creator_mask=creator_mask, required=required)
+
+
+def test_buses_are_counted_by_the_real_uid_and_named_by_the_effective_one() -> None:
+    domain = Domain(zeros)
+    maker = Process(Snapshot(creds=Creds(uid=5, euid=1000)))
+    for number in range(16):
+        domain.make_bus(f"1000-{number}", maker)
+    with refused(EMFILE):
+        domain.make_bus("1000-more", maker)
+    domain.make_bus("1000-more", Process.of(OWNER))
+
+
+def test_faults_of_a_bus_are_found_in_order() -> None:
+    domain, owner = Domain(zeros), Process.of(OWNER)
+    for number in range(16):
+        domain.make_bus(f"1000-{number}", owner)
+    with refused(EINVAL):
+        domain.make_bus("1000-0", owner, creator_mask=1 << 14)
+    with refused(EEXIST):
+        domain.make_bus("1000-0", owner)
+    with refused(EMFILE):
+        domain.make_bus("1000-16", owner)
+    domain.buses["1000-0"].close()
+    domain.make_bus("1000-16", owner)
+
+
+def test_clocks_of_a_domain_are_its_own() -> None:
+    domain = Domain(zeros, lambda: 5, lambda: 6)
+    assert (domain.monotonic(), domain.realtime()) == (5, 6)
+    assert (Domain(zeros).monotonic(), Domain(zeros).realtime()) == (0, 0)
+
+
+# Domains in domains
+
+ROOT = Process.of(Credentials(uid=0, gid=0), privileged=True)
+
+
+def test_a_domain_in_a_domain_has_numbers_and_accounts_of_its_own() -> None:
+    world = World()
+    inner = world.domain.make_domain("guest", ROOT, MakeFlag.ACCESS_GROUP)
+    assert world.domain.domains == {"guest": inner}
+    assert (inner.name, inner.parent, inner.owner, inner.access) == (
+        "guest",
+        world.domain,
+        ROOT.credentials,
+        MakeFlag.ACCESS_GROUP,
+    )
+    bus = inner.make_bus("1000-test", Process.of(OWNER))
+    assert bus.id == world.bus.id == 1
+    assert inner.user(1000) is not world.domain.user(1000)
+
+
+def test_only_the_privileged_make_domains() -> None:
+    domain = Domain(zeros)
+    with refused(EPERM):
+        domain.make_domain("not a name", Process.of(OWNER))
+    with refused(EINVAL):
+        domain.make_domain("not a name", ROOT)
+    domain.make_domain("guest", ROOT)
+    with refused(EEXIST):
+        domain.make_domain("guest", ROOT)
+
+
+def test_a_domain_takes_along_all_that_is_in_it() -> None:
+    world = World()
+    inner = world.domain.make_domain("guest", ROOT)
+    bus = inner.make_bus("1000-test", Process.of(OWNER))
+    connection = world.connect()
+    for domain in (inner, world.domain):
+        domain.close()
+        domain.close()
+    things = (inner, world.domain, bus, world.bus, connection)
+    assert not any(thing.active for thing in things)
+    assert not any((inner.buses, world.domain.buses, world.domain.domains))
+    for domain in (inner, world.domain):
+        with refused(ESHUTDOWN):
+            domain.make_bus("1000-more", Process.of(OWNER))
+        with refused(ESHUTDOWN):
+            domain.make_domain("more", ROOT)
+
+
+def test_an_outer_domain_takes_along_the_inner_ones() -> None:
+    outer = Domain(zeros)
+    inner = outer.make_domain("guest", ROOT)
+    innermost = inner.make_domain("guest", ROOT)
+    outer.close()
+    assert not any(domain.active for domain in (outer, inner, innermost))
+    assert not any((outer.domains, inner.domains))
+
+
+@pytest.mark.parametrize(
+    ("access", "expected"),
+    [(MakeFlag(0), False), (MakeFlag.ACCESS_GROUP, False), (MakeFlag.ACCESS_WORLD, True)],
+)
+def test_a_domain_says_who_opens_its_control_node(access: MakeFlag, expected: bool) -> None:
+    domain = Domain(zeros).make_domain("guest", ROOT, access)
+    assert domain.may_open(Process.of(OWNER)) is expected
+    assert domain.may_open(ROOT)
+
+
+def test_the_control_node_of_the_outermost_domain_is_open_to_all() -> None:
+    assert Domain(zeros).may_open(Process.of(Credentials()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import (
     EACCES,
+    EBADF,
     EBADFD,
     EFAULT,
     EINVAL,
@@ -286,6 +287,17 @@ def test_closing_ends_what_a_handle_owns_and_can_be_repeated(state: str) -> None
     assert not world.bus.connections
     assert list(world.bus.endpoints) == []
     assert not world.domain.domains
+
+
+@pytest.mark.parametrize("state", TAKEN)
+def test_a_closed_handle_takes_nothing(state: str) -> None:
+    world = HandleWorld()
+    client = handle_in(world, state)
+    client.handle.close()
+    for command in Command:
+        with refused(EBADF):
+            client.run(command)
+    assert client.handle.connection is None or not client.handle.connection.active
 
 
 def test_closing_a_connection_throws_away_what_is_queued() -> None:

@@ -28,7 +28,6 @@ from handle_world import (
     Client,
     HandleWorld,
     access_item,
-    bloom_filter,
     build_command,
     build_message,
     name_item,
@@ -36,7 +35,6 @@ from handle_world import (
 )
 
 from kdbus_core.abi import (
-    DST_BROADCAST,
     INFO,
     NEGOTIATE,
     UNSET_ID,
@@ -47,7 +45,6 @@ from kdbus_core.abi import (
     HelloFlag,
     ItemType,
     ListFlag,
-    MessageFlag,
     ReceiveFlag,
     ReceiveReturnFlag,
 )
@@ -67,15 +64,10 @@ ORDINARY_ONLY = [
     Command.MATCH_ADD,
     Command.MATCH_REMOVE,
 ]
-BROADCAST = build_message(dst_id=DST_BROADCAST, flags=MessageFlag.SIGNAL, items=[bloom_filter()])
 
 
 def acquire(client: Client, name: str = NAME, flags: int = 0) -> int:
     return client.run(Command.NAME_ACQUIRE, flags=flags, items=[name_item(name)]).return_flags
-
-
-def release(client: Client, name: str = NAME) -> None:
-    client.run(Command.NAME_RELEASE, items=[name_item(name)])
 
 
 def update(client: Client, **masks: int) -> None:

@@ -44,6 +44,7 @@ from errno import (
 from random import Random
 
 import pytest
+from caller_world import OpenFile, sealed_memory
 from handle_world import (
     BLOOM_SIZE,
     MONITOR,
@@ -51,12 +52,10 @@ from handle_world import (
     STRANGER,
     Client,
     HandleWorld,
-    OpenFile,
     abi_struct,
     bloom_filter,
     build_command,
     build_message,
-    sealed_memory,
 )
 
 from kdbus_core.abi import Command, ItemType, MessageFlag, SendFlag
@@ -242,9 +241,9 @@ def choose(random: Random, clients: list[Client]) -> tuple[Client, Command]:
         return client, random.choice(list(Command))
     match client.handle.state:
         case HandleState.CONNECTED:
-            often = [Command.SEND] * 12 + [Command.RECV] * 4 + [Command.MATCH_ADD] * 2
+            often = [*[Command.SEND] * 12, *[Command.RECV] * 4, *[Command.MATCH_ADD] * 2]
             usual = [command for command in HANDLERS if command is not Command.BYEBYE]
-            return client, random.choice(often + usual)
+            return client, random.choice([*often, *usual])
         case HandleState.EP_OWNER:
             return client, Command.ENDPOINT_UPDATE
         case _:

@@ -9,6 +9,7 @@ from errno import (
 )
 
 import pytest
+from caller_world import OpenFile, sealed_memory
 from handle_world import (
     ACTIVATOR,
     EVERYTHING,
@@ -16,7 +17,6 @@ from handle_world import (
     POOL_SIZE,
     Client,
     HandleWorld,
-    OpenFile,
     bloom_filter,
     build_command,
     build_message,
@@ -24,7 +24,6 @@ from handle_world import (
     memfd_item,
     name_item,
     refused,
-    sealed_memory,
     vec_item,
 )
 
@@ -46,9 +45,6 @@ BROADCAST = build_message(dst_id=DST_BROADCAST, flags=MessageFlag.SIGNAL, items=
 
 def match(client: Client, *rules: bytes, cookie: int = 1, flags: int = 0) -> None:
     client.run(Command.MATCH_ADD, cookie, flags=flags, items=rules)
-
-
-# RECV
 
 
 def test_a_message_is_received_once_and_lies_in_the_pool() -> None:

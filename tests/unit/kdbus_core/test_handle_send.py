@@ -21,6 +21,7 @@ from errno import (
 from typing import TypedDict
 
 import pytest
+from caller_world import OpenFile, sealed_memory
 from handle_world import (
     ACTIVATOR,
     BLOOM_SIZE,
@@ -29,7 +30,6 @@ from handle_world import (
     STRANGER,
     Client,
     HandleWorld,
-    OpenFile,
     bloom_filter,
     build_command,
     build_message,
@@ -39,7 +39,6 @@ from handle_world import (
     name_item,
     negotiate_item,
     refused,
-    sealed_memory,
     vec_item,
 )
 
@@ -54,7 +53,7 @@ from kdbus_core.abi import (
     MessageFlag,
     SendFlag,
 )
-from kdbus_core.items import NUMBER, VEC, Item, build_item
+from kdbus_core.items import NUMBER, VEC, Item
 
 EXPECT_REPLY = int(MessageFlag.EXPECT_REPLY)
 NO_AUTO_START = int(MessageFlag.NO_AUTO_START)
@@ -79,20 +78,7 @@ def dst_name(name: str = NAME) -> bytes:
     return name_item(name, ItemType.DST_NAME)
 
 
-def filter_of(size: int) -> bytes:
-    return build_item(ItemType.BLOOM_FILTER, bytes(8 + size))
-
-
 FILTER = bloom_filter()
-WELL = vec_item(8)
-TOO_MUCH = vec_item(MAX_VEC_PAYLOAD + 1)
-FAR = vec_item(8, 1 << 63)
-WRAPPING_MEMFD = memfd_item(0, size=(1 << 64) - 1, start=1)
-MANY_MEMFDS = memfd_item(0) * 17
-MANY_FDS = fds_item(*range(17))
-ODD_FILTER = filter_of(BLOOM_SIZE + 1)
-OTHER_FILTER = filter_of(BLOOM_SIZE + 8)
-BAD_NAME = dst_name("noname")
 
 # What arrives
 

@@ -21,11 +21,11 @@ from errno import (
 )
 
 import pytest
+from caller_world import OpenFile
 from handle_world import (
     POOL_SIZE,
     Client,
     HandleWorld,
-    OpenFile,
     build_command,
     build_message,
     cancel_item,
@@ -36,7 +36,10 @@ from handle_world import (
 
 from kdbus_core.abi import Command, ItemType, MessageFlag, ReceiveFlag, ReceiveReturnFlag, SendFlag
 from kdbus_core.caller import FileKind
+from kdbus_core.connection import Connection
 from kdbus_core.items import FD
+from kdbus_core.message import Message
+from kdbus_core.synchronous import OnDone, SyncCall
 
 LATER = 1 << 60
 COOKIE = 5
@@ -285,6 +288,35 @@ def test_a_canceller_that_is_readable_already_ends_the_call_at_once_but_it_is_se
     assert ends == []  # the command itself said so
     caller.thread.assert_no_reference_left(event)
     assert callee.receive().cookie == COOKIE
+
+
+def test_a_call_that_is_answered_before_it_could_wait_is_done_when_the_command_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = HandleWorld()
+    caller, callee = world.connect(), world.connect()
+    event = OpenFile()
+    ends: list[int] = []
+    make_call = world.bus.call
+
+    def call_and_answer(connection: Connection, message: Message, on_done: OnDone) -> SyncCall:
+        call = make_call(connection, message, on_done)
+        callee.send(build_message(dst_id=caller.id, cookie=9, timeout_or_reply=COOKIE))
+        return call
+
+    monkeypatch.setattr(world.bus, "call", call_and_answer)
+    answer = caller.send(
+        build_message(
+            dst_id=callee.id, flags=MessageFlag.EXPECT_REPLY, cookie=COOKIE, timeout_or_reply=LATER
+        ),
+        flags=SendFlag.SYNC_REPLY,
+        items=[cancel_item(caller.thread.open(event))],
+        on_done=ends.append,
+    )
+    assert caller.pending is None
+    assert ends == []
+    assert caller.read_message(*answer.fields[1:3]).cookie == 9
+    caller.thread.assert_no_reference_left(event)
 
 
 def test_whoever_does_not_ask_is_not_told_of_the_end() -> None:

@@ -8,6 +8,7 @@ import pytest
 from handle_world import refused
 
 from kdbus_core.abi import ITEM_HEADER, ItemType
+from kdbus_core.errors import KdbusError
 from kdbus_core.items import (
     MEMFD,
     NAME_NOTICE,
@@ -209,7 +210,7 @@ def test_every_type_of_item_is_judged(type: ItemType) -> None:
 def is_valid(item: Item) -> bool:
     try:
         validate_item(item)
-    except Exception:
+    except KdbusError:
         return False
     return True
 

@@ -21,18 +21,17 @@ from errno import (
 from typing import TypedDict
 
 import pytest
+from caller_world import OpenFile, sealed_memory
 from handle_world import (
     BLOOM_SIZE,
     NAME,
     HandleWorld,
-    OpenFile,
     bloom_filter,
     build_message,
     fds_item,
     memfd_item,
     name_item,
     refused,
-    sealed_memory,
     vec_item,
 )
 
@@ -51,8 +50,6 @@ NO_AUTO_START = int(MessageFlag.NO_AUTO_START)
 SIGNAL = int(MessageFlag.SIGNAL)
 SYNC_REPLY = int(SendFlag.SYNC_REPLY)
 LATER = 1 << 60
-SELF = -1
-"""Stands for the sender's own id in the tables below."""
 
 
 class Fields(TypedDict, total=False):

@@ -57,6 +57,20 @@ def test_an_invalid_name_cannot_be_offered() -> None:
     assert len(world.bus.names) == 0
 
 
+def test_the_registry_itself_takes_one_valid_offer_for_a_name() -> None:
+    world = World()
+    names = world.bus.names
+    activator, other = world.connect_activator(NAME), world.connect()
+    with refused(EINVAL):
+        names.offer(other, "nodots")
+    with refused(EEXIST):
+        names.offer(other, NAME)
+    assert not other.names
+    assert [entry.name for entry in names.entries()] == [NAME]
+    assert names.owner(NAME) is None
+    assert activator.names.keys() == {NAME}
+
+
 def test_an_activator_is_no_owner_whom_one_could_replace() -> None:
     world = World()
     activator = world.connect_activator(NAME)

@@ -290,7 +290,7 @@ class BrokenMemory(LazyMemory):
 
 
 def test_what_cannot_be_written_takes_no_slice() -> None:
-    pool = Pool(PAGE_SIZE, BrokenMemory(writes=1))
+    pool = Pool(PAGE_SIZE, BrokenMemory(writes=0))
     with pytest.raises(OSError, match="broken"):
         pool.store((b"one", b"two"), 6)
     assert layout(pool) == EMPTY

@@ -1,0 +1,135 @@
+"""Senders that are interrupted while they wait: the request stays, and they come back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from errno import ENXIO
+
+import pytest
+from broker_world import refused
+from native_world import (
+    NAME,
+    SECOND,
+    World,
+    running_world,
+)
+from waiting_scene import Scene
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    yield from running_world()
+
+
+def test_an_interrupted_call_is_taken_up_again_without_being_sent_again(world: World) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    again = scene.call_again()
+    assert world.read(scene.replier) == ["#7"]
+    scene.answer()
+    assert again.outcomes == ["#8"]
+    assert scene.waiter.outcomes == ["EINTR"]
+    world.assert_idle(scene.caller, scene.replier)
+
+
+def test_files_of_a_call_that_is_taken_up_again_are_closed_and_not_sent_again(world: World) -> None:
+    caller, replier = world.connect_many(2)
+    waiter = world.call(caller, replier, 7, world.fds("a"))
+    waiter.interrupt()
+    world.call(caller, replier, 7, world.fds("a again"))
+    world.take(replier)
+    assert world.installed == ["a"]
+    world.assert_files_closed()
+
+
+def test_a_call_may_be_interrupted_many_times(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    scene.interrupt()
+    for _ in range(3):
+        again = scene.call_again()
+        again.interrupt()
+        assert again.outcomes == ["EINTR"]
+    last = scene.call_again()
+    scene.die()
+    assert last.outcomes == ["EPIPE"]
+
+
+def test_a_call_taken_up_again_keeps_its_deadline(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    scene.interrupt()
+    again = scene.call_again(wait=10 * SECOND)
+    world.pass_time()
+    assert again.outcomes == ["ETIMEDOUT"]
+    assert world.read(scene.caller) == []
+
+
+def test_a_call_that_waits_or_was_cancelled_is_not_taken_up_again_but_sent_once_more(world: World) -> None:
+    scene = Scene(world)
+    second = scene.call_again()
+    scene.cancel()
+    third = scene.call_again()
+    assert world.read(scene.replier) == ["#7"] * 3
+    assert (scene.waiter.outcomes, second.outcomes, third.outcomes) == (["ECANCELED"], ["ECANCELED"], [])
+
+
+def test_a_request_that_nobody_waits_for_is_not_taken_up_by_a_call(world: World) -> None:
+    caller, replier = world.connect_many(2)
+    world.request(caller, replier, 7)
+    waiter = world.call(caller, replier, 7)
+    assert world.read(replier) == ["#7", "#7"]
+    world.reply(replier, caller, 7, 8)
+    world.reply(replier, caller, 7, 9)
+    assert waiter.outcomes == ["#8"]
+    assert world.read(caller) == ["#9"]
+
+
+@pytest.mark.parametrize("end", [Scene.let_pass, Scene.die, Scene.throw_away])
+def test_an_interrupted_call_is_never_told_of_its_end(world: World, end: Callable[[Scene], None]) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    end(scene)
+    assert scene.waiter.outcomes == ["EINTR"]
+    assert world.read(scene.caller) == []
+    if scene.replier.active:
+        world.read(scene.replier)
+    world.assert_idle(scene.caller, scene.replier)
+
+
+def test_after_its_deadline_an_interrupted_call_is_sent_once_more(world: World) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    scene.let_pass()
+    scene.call_again()
+    assert world.read(scene.replier) == ["#7", "#7"]
+
+
+def test_a_reply_to_an_interrupted_call_finds_nobody_who_waits(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    scene.interrupt()
+    with refused(ENXIO):
+        world.reply(scene.replier, scene.caller, 7, 8, world.fds("a"))
+    world.assert_files_closed()
+    again = scene.call_again()
+    scene.answer()
+    assert again.outcomes == ["#8"]
+
+
+def test_an_interrupted_call_is_taken_up_where_its_name_has_gone(world: World) -> None:
+    caller, service = world.connect_many(2)
+    world.connect_activator()
+    first = world.call(caller, NAME, 7)
+    first.interrupt()
+    world.bus.name_acquire(service, NAME, 0)
+    again = world.call(caller, NAME, 7)
+    assert world.read(service) == ["#7"]
+    world.reply(service, caller, 7, 8)
+    assert (first.outcomes, again.outcomes) == (["EINTR"], ["#8"])
+
+
+def test_an_interrupted_caller_may_go(world: World) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    scene.break_off()
+    world.drop(scene.replier)
+    assert scene.waiter.outcomes == ["EINTR"]
+    world.assert_idle(scene.caller, scene.replier)
