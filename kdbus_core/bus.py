@@ -17,9 +17,8 @@ it, and every later command is refused with ESHUTDOWN.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from errno import (
     E2BIG,
     EADDRNOTAVAIL,
@@ -40,7 +39,8 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, UNSET_ID, HelloFlag, MakeFlag
+from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, HelloFlag, MakeFlag
+from kdbus_core.admission import check_kind, check_rights, resolve_account
 from kdbus_core.connection import Connection, Limits, Sink
 from kdbus_core.delivery import Delivery, Received
 from kdbus_core.endpoint import DEFAULT_NAME, Endpoint
@@ -55,7 +55,7 @@ from kdbus_core.metadata import (
     as_credentials,
     parse_attach_flags,
 )
-from kdbus_core.names import PRIMARY, NameRegistry, is_valid_name
+from kdbus_core.names import PRIMARY, NameRegistry
 from kdbus_core.node import check_own_name
 from kdbus_core.notifications import (
     IdAdd,
@@ -65,6 +65,7 @@ from kdbus_core.notifications import (
     ReplyDead,
     ReplyTimeout,
 )
+from kdbus_core.order import Order
 from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
@@ -78,9 +79,6 @@ if TYPE_CHECKING:
     from kdbus_core.pool import Pool
 
 Observer = Callable[[Notification], None]
-
-_SPECIAL = HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER
-_NAMED = HelloFlag.ACTIVATOR | HelloFlag.POLICY_HOLDER
 
 
 class Bus:
@@ -127,9 +125,7 @@ class Bus:
         self.observers: list[Observer] = []
         self.route_generation = 0
         self.audience_generation = 0
-        self._pending: deque[Notification] = deque()
-        self._depth = 0
-        self._flushing = False
+        self.order = Order(self._tell)
 
     # The bus and its endpoints
 
@@ -156,7 +152,7 @@ class Bus:
         with self.transaction():
             for endpoint in list(self.endpoints.values()):
                 endpoint.close()
-            self._pending.clear()  # there is nobody left to tell
+            self.order.forget()
         del self.domain.buses[self.name]
 
     def _check_active(self) -> None:
@@ -203,20 +199,16 @@ class Bus:
         self._check_active()
         if not endpoint.active:
             raise KdbusError(ESHUTDOWN, f"endpoint '{endpoint.name}' has gone")
-        special = flags & _SPECIAL
-        if special or name is not None:
-            _check_kind(endpoint, special, name)
+        if flags or name is not None:
+            check_kind(endpoint, flags, name)
         is_owner = endpoint.is_owner(process)
-        if special and not is_owner:
-            raise KdbusError(EPERM, "only an owner of the bus makes special connections")
-        if faked is not None and not is_owner:
-            raise KdbusError(EPERM, "only an owner of the bus may speak for others")
+        check_rights(flags, faked, is_owner=is_owner)
         attach_send = parse_attach_flags(attach_send)
         attach_recv = parse_attach_flags(attach_recv)
         if pool is not None and self.required & ~attach_send:
             raise KdbusError(ECONNREFUSED, f"the bus requires metadata {self.required:#x}")
         id = self.domain.next_id()
-        user = account or self._account(endpoint, process, faked)
+        user = account or resolve_account(endpoint, process, faked)
         if max_connections is not None and user.connections >= max_connections:
             user.settle()
             raise KdbusError(EMFILE, f"uid {user.uid} has {user.connections} connections")
@@ -258,11 +250,12 @@ class Bus:
             if connection.inbox is None:
                 self.subscriptions.add(connection, 0, Rule())  # a monitor sees everything
             self.route_generation += 1
-            return
-        with self.transaction():
-            self._pending.append(IdAdd(connection))
-            if connection.is_activator and name is not None:
+        elif connection.is_activator and name is not None:
+            with self.transaction():
+                self.order.report(IdAdd(connection))
                 self.names.offer(connection, name)
+        else:
+            self.order.report(IdAdd(connection))
 
     def _check_offer(self, connection: Connection, name: str) -> None:
         if not connection.is_activator:
@@ -270,17 +263,6 @@ class Bus:
         entry = self.names.entry(name)
         if entry is not None and entry.activator is not None:
             raise KdbusError(EEXIST, f"'{name}' has an activator")
-
-    def _account(self, endpoint: Endpoint, process: Process, faked: Credentials | Snapshot | None) -> User:
-        """Whom a connection is charged to: a made-up user only if the privileged say so."""
-        if endpoint.user is not None:
-            return endpoint.user
-        uid = process.real_uid
-        if isinstance(faked, Credentials):
-            uid = uid if faked.uid is None else faked.uid
-        elif faked is not None and process.privileged and faked.creds is not None:
-            uid = uid if faked.creds.uid == UNSET_ID else faked.creds.uid
-        return self.domain.user(uid)
 
     def update(
         self,
@@ -354,7 +336,7 @@ class Bus:
         """
         self._check_ordinary(connection)
         with self.transaction():
-            self._pending.append(IdRemove(connection))
+            self.order.report(IdRemove(connection))
             self._retire(connection)
             connection.become(connection.flags | HelloFlag.MONITOR)
             self.monitors.append(connection)
@@ -380,7 +362,7 @@ class Bus:
         self.matches.disconnect(connection)
         self.subscriptions.disconnect(connection)
         if announce:
-            self._pending.append(IdRemove(connection))
+            self.order.report(IdRemove(connection))
         for lost in self.replies.disconnect(connection):
             self.delivery.on_lost(lost, EPIPE)
         self.route_generation += 1
@@ -549,36 +531,13 @@ class Bus:
         old, new = change.old, change.new
         if old is not None and new is not None and (old.is_activator or new.is_activator):
             self.delivery.hand_over(old, new, change.name_id)
-        self.report(change)
+        self.order.report(change)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Hold notifications back until the end: what happens in here is one command."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            self._flush()
+        return self.order.transaction()
 
-    def report(self, notification: Notification) -> None:
-        """Tell this to whom it concerns, at the end of the command that is under way."""
-        self._pending.append(notification)
-        self._flush()
-
-    def _flush(self) -> None:
-        # What an observer causes waits for its turn, so that all observers see one order.
-        if self._depth or self._flushing:
-            return
-        pending = self._pending
-        self._flushing = True
-        try:
-            while pending:
-                self._deliver(pending.popleft())
-        finally:
-            self._flushing = False
-
-    def _deliver(self, notification: Notification) -> None:
+    def _tell(self, notification: Notification) -> None:
         self.delivery.notify(notification)
         match notification:
             case ReplyDead() | ReplyTimeout():
@@ -588,19 +547,3 @@ class Bus:
             case _:
                 for observer in self.observers:
                     observer(notification)
-
-
-def _check_kind(endpoint: Endpoint, special: HelloFlag, name: str | None) -> None:
-    """Which kind of connection HELLO asks for, and whether it fits its name and endpoint."""
-    if special and special & (special - 1):
-        raise KdbusError(EINVAL, "a connection is of one kind")
-    if name is not None and not special & _NAMED:
-        raise KdbusError(EINVAL, "only activators and policy holders have a name from the start")
-    if special & _NAMED:
-        if name is None:
-            raise KdbusError(EINVAL, "an activator or policy holder needs a name")
-        plain = name[:-1] + "x" if name.endswith(".*") and special & HelloFlag.POLICY_HOLDER else name
-        if not is_valid_name(plain):
-            raise KdbusError(EINVAL, f"'{name}' is not a well-known name")
-    if special & HelloFlag.MONITOR and not endpoint.is_default:
-        raise KdbusError(EOPNOTSUPP, "there are no monitors on a custom endpoint")

@@ -329,9 +329,9 @@ class Delivery:
         if tracker is not None:
             tracker.reserved = False  # the notification has the slot now
         if errno == ETIMEDOUT:
-            self._bus.report(ReplyTimeout(lost.requester, lost.cookie))
+            self._bus.order.report(ReplyTimeout(lost.requester, lost.cookie))
         else:
-            self._bus.report(ReplyDead(lost.requester, lost.cookie))
+            self._bus.order.report(ReplyDead(lost.requester, lost.cookie))
 
     # Notifications
 

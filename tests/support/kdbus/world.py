@@ -277,7 +277,7 @@ def assert_bus_is_empty(bus: Bus) -> None:
     assert len(bus.policy) == 0
     assert not bus.matches
     assert bus.replies.next_deadline() is None
-    assert not bus._pending
+    assert bus.order.is_idle
 
 
 def ids(clients: Sequence[Client]) -> list[int]:

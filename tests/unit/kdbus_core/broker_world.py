@@ -135,8 +135,7 @@ class World:
             assert not index._buckets
             assert not index._shapes
         assert not self.domain._users
-        assert not bus._pending
-        assert bus._depth == 0
+        assert bus.order.is_idle
 
 
 def assert_refers_to_nothing(connection: Connection) -> None:

@@ -346,7 +346,7 @@ class World:
         assert len(bus.policy) == 0
         assert not bus.matches
         assert bus.replies.next_deadline() is None
-        assert not bus._pending
+        assert bus.order.is_idle
         assert not bus.kernel_user.connections
         assert not bus.kernel_user.charged
         assert not self.domain.buses
