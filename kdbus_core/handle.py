@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, assert_never
 from kdbus_core.abi import PAGE_SIZE, Command, HelloFlag, ItemType, MakeFlag
 from kdbus_core.bus import Bus
 from kdbus_core.caller import Caller
-from kdbus_core.commands import FORMS, Arguments, parse
-from kdbus_core.connected_commands import HANDLERS, perform
+from kdbus_core.commands.connected import HANDLERS, perform
+from kdbus_core.commands.forms import FORMS, Arguments, parse
+from kdbus_core.commands.identities import parse_faked, parse_policy
 from kdbus_core.domain import Bloom, Domain
 from kdbus_core.endpoint import Endpoint
 from kdbus_core.errors import KdbusError
-from kdbus_core.identity_items import parse_faked, parse_policy
 from kdbus_core.items import BLOOM_PARAMETER, build_numbers_item
 from kdbus_core.metadata import Process, Snapshot, parse_attach_flags
 from kdbus_core.policy import Access

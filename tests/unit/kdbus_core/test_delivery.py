@@ -223,6 +223,16 @@ def test_what_finds_no_room_at_a_monitor_is_lost_for_it_alone(world: World) -> N
     assert world.read(receiver) == ["#1", "#2"]
 
 
+def test_what_a_monitor_throws_away_is_not_missed(world: World) -> None:
+    sender, receiver = world.connect_many(2)
+    monitor = world.connect_kind("monitor")
+    world.request(sender, receiver, 1)
+    world.drop(monitor)
+    world.reply(receiver, sender, 1, 2)
+    assert world.read(sender) == ["#2"]
+    assert world.read(monitor) == ["#2"]
+
+
 def test_a_monitor_of_a_proxy_has_no_queue(world: World) -> None:
     sender, receiver = world.connect_many(2)
     local = world.bus.hello(world.bus.endpoint, OWNER, flags=HelloFlag.MONITOR)
@@ -251,6 +261,24 @@ def test_all_receivers_of_a_message_see_one_stamp_and_stamps_rise(world: World) 
     times = [int.from_bytes(first[8:16], "little") for first, _ in stamps]
     assert numbers == sorted(set(numbers))
     assert times == [(1000 + second) * SECOND for second in range(3)]
+
+
+def test_whatever_is_sent_has_a_place_of_its_own_in_one_order(world: World) -> None:
+    sender, receiver = (world.connect(attach_send=AttachFlag.TIMESTAMP) for _ in range(2))
+    monitor = world.connect(flags=HelloFlag.MONITOR, attach_recv=AttachFlag.TIMESTAMP)
+    world.send(sender, receiver, 1)
+    world.request(sender, receiver, 2)
+    world.reply(receiver, sender, 2, 3)
+    world.signal(sender, None, 4)
+    world.signal(sender, receiver, 5)
+    world.call(sender, receiver, 6)
+    world.reply(receiver, sender, 6, 7)
+    world.bus.disconnect(receiver)
+    numbers = []
+    while (mail := world.receive(monitor)[0]) is not None:
+        numbers.append(int.from_bytes(mail.item(ItemType.TIMESTAMP).payload[:8], "little"))
+    assert len(numbers) == 8
+    assert numbers == list(range(numbers[0], numbers[0] + 8))
 
 
 def test_each_receiver_gets_the_metadata_it_asked_for(world: World) -> None:

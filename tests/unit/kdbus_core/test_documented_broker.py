@@ -31,5 +31,6 @@ def test_the_example_runs_and_shows_the_message() -> None:
 def test_every_command_is_listed_with_its_number() -> None:
     listed: dict[str, int] = {}
     for names, numbers in re.findall(r"^\| ([A-Z_, ]+) \| ([0-9a-fx, ]+) \|", DOCUMENT, re.MULTILINE):
-        listed.update(zip(names.split(", "), (int(number, 16) for number in numbers.split(", ")), strict=True))
+        values = [int(number, 16) for number in numbers.split(", ")]
+        listed.update(zip(names.split(", "), values, strict=True))
     assert listed == {command.name: command.value for command in Command}

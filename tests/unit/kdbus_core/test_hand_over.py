@@ -1,14 +1,12 @@
-"""Messages that follow a name from its activator to an owner and back, and the requests among them."""
+"""Messages that follow a name from its activator to an owner and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from errno import EBADSLT
+from collections.abc import Iterator
 
 import pytest
-from broker_world import refused
 from native_mail import inbox_of, look
-from native_world import NAME, NO_FLAGS, OWNER, STRANGER, World, bulk, errno_of, running_world
+from native_world import NAME, NO_FLAGS, OWNER, STRANGER, World, bulk, errno_of, everything, running_world
 
 from kdbus_core import Connection
 from kdbus_core.abi import AccessLevel, AccessType, AttachFlag, HelloFlag, ItemType, ReceiveFlag
@@ -163,39 +161,15 @@ def test_what_carries_files_is_lost_for_whoever_accepts_none(world: World) -> No
     world.assert_files_closed()
 
 
-@pytest.mark.parametrize(
-    "obstacle", [World.use_up_pool, World.use_up_quota, lambda world, service: lambda: None]
-)
-def test_a_request_that_is_lost_on_the_way_still_has_one_outcome(
-    world: World, obstacle: Callable[[World, Connection], Callable[[], None]]
-) -> None:
-    world.connect_activator()
-    sender, service = world.connect(), world.connect(flags=NO_FLAGS)
-    world.request(sender, NAME, 7, world.fds("a"))
-    waiter = world.call(sender, NAME, 8, world.fds("b"))
-    remove = obstacle(world, service)
-    take_name(world, service)
-    remove()
-    assert world.read(service) == ["lost 2"]
-    world.assert_files_closed()
-    world.pass_time()
-    assert world.read(sender) == ["REPLY_TIMEOUT #7"]
-    assert waiter.outcomes == ["ETIMEDOUT"]
-    world.bus.disconnect(service)
-    world.assert_idle(sender, service)
-
-
-def test_what_is_lost_on_the_way_dies_with_the_new_receiver(world: World) -> None:
-    world.connect_activator()
-    sender, service = world.connect(), world.connect(flags=NO_FLAGS)
-    waiter = world.call(sender, NAME, 8, world.fds("b"))
-    take_name(world, service)
-    world.bus.name_release(service, NAME)
-    take_name(world, service)
-    world.bus.disconnect(service)
-    assert waiter.outcomes == []  # the activator owes it again
-    world.pass_time()
-    assert waiter.outcomes == ["ETIMEDOUT"]
+def test_an_owner_that_has_no_room_does_not_keep_anybody_from_taking_the_name(world: World) -> None:
+    activator, sender, service = world.connect_activator(), world.connect(), world.connect()
+    free = world.use_up_pool(service)
+    for cookie in range(3):
+        world.send(sender, NAME, cookie)
+    assert errno_of(lambda: take_name(world, service)) == ""
+    free()
+    assert world.read(service) == ["lost 3"]
+    world.assert_idle(activator, service)
 
 
 # And back
@@ -226,6 +200,20 @@ def test_what_the_owner_has_not_read_goes_back_when_it_goes(world: World) -> Non
     assert world.read(activator) == ["#1"]
     assert world.installed == ["a"]
     world.assert_idle(activator, service)
+    world.assert_files_closed()
+
+
+def test_a_signal_to_a_name_goes_along_whoever_wants_it(world: World) -> None:
+    activator, sender, first, second = world.connect_activator(), *world.connect_many(3)
+    take_name(world, first)
+    world.listen(first, everything())
+    world.signal(sender, NAME, 1, world.memfd("m"))
+    world.signal(sender, None, 2)
+    world.bus.name_release(first, NAME)
+    assert world.read(first) == ["#2"]
+    assert len(inbox_of(activator)) == 1
+    take_name(world, second)
+    assert world.read(second) == ["#1"]
     world.assert_files_closed()
 
 
@@ -263,138 +251,3 @@ def test_what_waits_for_a_name_goes_with_its_activator(world: World) -> None:
     assert world.read(service) == []
     world.assert_idle(activator, sender)
     world.assert_files_closed()
-
-
-# Requests that go along
-
-
-def test_the_new_owner_answers_what_was_asked_of_the_name(world: World) -> None:
-    world.connect_activator()
-    sender, service = world.connect_many(2)
-    world.request(sender, NAME, 1)
-    waiter = world.call(sender, NAME, 2)
-    take_name(world, service)
-    world.reply(service, sender, 1, 11)
-    world.reply(service, sender, 2, 12)
-    assert world.read(sender) == ["#11"]
-    assert waiter.outcomes == ["#12"]
-    assert world.read(service) == ["#1", "#2"]
-    world.assert_idle(sender, service)
-
-
-@pytest.mark.parametrize(
-    ("end", "words", "errno"),
-    [
-        ("death", "REPLY_DEAD #1", "EPIPE"),
-        ("drop", "REPLY_DEAD #1", "EPIPE"),
-        ("deadline", "REPLY_TIMEOUT #1", "ETIMEDOUT"),
-    ],
-)
-def test_what_was_asked_of_a_name_has_one_outcome_with_its_new_owner(
-    world: World, end: str, words: str, errno: str
-) -> None:
-    activator, sender, service = world.connect_activator(), world.connect(), world.connect()
-    world.request(sender, NAME, 1)
-    waiter = world.call(sender, NAME, 2)
-    take_name(world, service)
-    world.bus.disconnect(activator)
-    assert world.read(sender) == waiter.outcomes == []
-    if end == "death":
-        world.bus.disconnect(service)
-    elif end == "drop":
-        world.drop(service)
-        world.drop(service)
-    else:
-        world.pass_time()
-    assert world.read(sender) == [words]
-    assert waiter.outcomes == [errno]
-    if service.active:
-        world.bus.disconnect(service)
-    world.pass_time()
-    assert world.read(sender) == []
-    assert waiter.outcomes == [errno]
-    world.assert_idle(sender, service)
-
-
-def test_after_the_owners_death_the_next_one_answers_even_what_was_read(world: World) -> None:
-    world.connect_activator()
-    sender, first, second = world.connect_many(3)
-    take_name(world, first)
-    for cookie in (1, 2):
-        world.request(sender, NAME, cookie)
-    world.request(sender, first, 3)
-    world.take(first)
-    world.bus.disconnect(first)
-    assert world.read(sender) == ["REPLY_DEAD #3"]
-    take_name(world, second)
-    assert world.read(second) == ["#2"]
-    for cookie in (1, 2):
-        world.reply(second, sender, cookie, 10 + cookie)
-    assert world.read(sender) == ["#11", "#12"]
-
-
-def test_without_an_activator_what_was_asked_of_a_name_dies_with_its_owner(world: World) -> None:
-    sender, service, next_one = world.connect_many(3)
-    take_name(world, service)
-    world.bus.name_acquire(next_one, NAME, QUEUE)
-    world.request(sender, NAME, 1)
-    waiter = world.call(sender, NAME, 2)
-    world.bus.disconnect(service)
-    assert world.read(sender) == ["REPLY_DEAD #1"]
-    assert waiter.outcomes == ["EPIPE"]
-    assert world.read(next_one) == []
-
-
-def test_what_somebody_asked_of_the_name_it_takes_itself_is_not_its_own_to_answer(world: World) -> None:
-    world.connect_activator()
-    service = world.connect()
-    world.request(service, NAME, 7)
-    take_name(world, service)
-    assert world.read(service) == ["#7"]
-    with refused(EBADSLT):
-        world.reply(service, service, 7, 8)
-    world.pass_time()
-    assert world.read(service) == ["REPLY_TIMEOUT #7"]
-    world.assert_idle(service)
-
-
-def test_what_somebody_asked_of_the_name_it_takes_itself_may_be_thrown_away(world: World) -> None:
-    activator, service = world.connect_activator(), world.connect()
-    world.request(service, NAME, 7)
-    take_name(world, service)
-    world.drop(service)
-    world.bus.disconnect(activator)
-    assert world.read(service) == ["REPLY_DEAD #7"]
-    world.assert_idle(service)
-
-
-def test_a_call_of_its_own_name_that_goes_back_ends_with_the_caller(world: World) -> None:
-    activator, service = world.connect_activator(), world.connect()
-    take_name(world, service)
-    waiter = world.call(service, NAME, 7)
-    world.bus.disconnect(service)
-    assert waiter.outcomes == ["ESHUTDOWN"]
-    assert world.read(activator) == ["#7"]
-    world.assert_idle(activator, service)
-
-
-def test_an_activator_hands_over_nothing_to_a_connection_of_a_proxy(world: World) -> None:
-    activator, sender = world.connect_activator(), world.connect()
-    world.request(sender, NAME, 7)
-    local = world.bus.hello(world.bus.endpoint, OWNER)
-    take_name(world, local)
-    assert world.read(activator) == ["#7"]
-    world.bus.disconnect(activator)
-    assert world.read(sender) == ["REPLY_DEAD #7"]
-    world.bus.disconnect(local)
-
-
-def test_an_owner_that_has_no_room_does_not_keep_anybody_from_taking_the_name(world: World) -> None:
-    activator, sender, service = world.connect_activator(), world.connect(), world.connect()
-    free = world.use_up_pool(service)
-    for cookie in range(3):
-        world.send(sender, NAME, cookie)
-    assert errno_of(lambda: take_name(world, service)) == ""
-    free()
-    assert world.read(service) == ["lost 3"]
-    world.assert_idle(activator, service)

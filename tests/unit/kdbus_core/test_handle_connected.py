@@ -48,7 +48,7 @@ from kdbus_core.abi import (
     ReceiveFlag,
     ReceiveReturnFlag,
 )
-from kdbus_core.connected_commands import HANDLERS
+from kdbus_core.commands.connected import HANDLERS
 from kdbus_core.items import Item, build_item, build_numbers_item, iterate_items
 
 PEEK, DROP, USE_PRIORITY = ReceiveFlag

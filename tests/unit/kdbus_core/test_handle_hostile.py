@@ -59,8 +59,8 @@ from handle_world import (
 )
 
 from kdbus_core.abi import Command, ItemType, MessageFlag, SendFlag
-from kdbus_core.commands import FORMS, MESSAGE, Form
-from kdbus_core.connected_commands import HANDLERS
+from kdbus_core.commands.connected import HANDLERS
+from kdbus_core.commands.forms import FORMS, MESSAGE, Form
 from kdbus_core.errors import KdbusError
 from kdbus_core.handle import HandleState
 from kdbus_core.items import ACCESS, FD, MEMFD, NAME_NOTICE, NUMBER, VEC, build_item

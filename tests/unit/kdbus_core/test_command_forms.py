@@ -15,7 +15,7 @@ from handle_world import (
 )
 
 from kdbus_core.abi import CMD, ITEM_HEADER, NEGOTIATE, Command, ItemType
-from kdbus_core.commands import FORMS, MESSAGE, Arguments, Form, parse
+from kdbus_core.commands.forms import FORMS, MESSAGE, Arguments, Form, parse
 from kdbus_core.items import MEMFD, NUMBER, build_item, build_numbers_item
 
 ALL_FORMS = [*((command.name, form) for command, form in FORMS.items()), ("message", MESSAGE)]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from kdbus_core.abi import ItemType, ReceiveReturnFlag, SendFlag
 from kdbus_core.caller import Caller, File
-from kdbus_core.commands import MESSAGE, Arguments, parse
+from kdbus_core.commands.forms import MESSAGE, Arguments, parse
+from kdbus_core.commands.messages import build_message, open_file
 from kdbus_core.errors import KdbusError
 from kdbus_core.items import FD
 from kdbus_core.message import Message
-from kdbus_core.message_parser import build_message, open_file
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection

@@ -40,7 +40,7 @@ from kdbus_core.abi import (
     MessageFlag,
 )
 from kdbus_core.caller import SEALS_REQUIRED, Caller, File, FileKind
-from kdbus_core.commands import Arguments, is_in_memory, read_memory
+from kdbus_core.commands.forms import Arguments, is_in_memory, read_memory
 from kdbus_core.errors import KdbusError
 from kdbus_core.items import FD, MEMFD, NUMBER, VEC, Item
 from kdbus_core.matches import Filter

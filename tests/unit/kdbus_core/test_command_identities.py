@@ -8,7 +8,7 @@ import pytest
 from handle_world import NAME, access_item, name_item, refused
 
 from kdbus_core.abi import UNSET_ID, AccessLevel, AccessType, ItemType
-from kdbus_core.identity_items import parse_faked, parse_policy
+from kdbus_core.commands.identities import parse_faked, parse_policy
 from kdbus_core.items import Item, build_item, build_numbers_item, iterate_items
 from kdbus_core.metadata import (
     INITIAL_USER_NAMESPACE,

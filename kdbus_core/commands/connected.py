@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from kdbus_core.abi import Command, ItemType, MatchFlag, ReceiveReturnFlag
 from kdbus_core.caller import Caller
-from kdbus_core.commands import FORMS, Arguments, parse
+from kdbus_core.commands.forms import FORMS, Arguments, parse
+from kdbus_core.commands.identities import parse_policy
+from kdbus_core.commands.send import send
 from kdbus_core.errors import KdbusError
-from kdbus_core.identity_items import parse_policy
 from kdbus_core.items import ID_NOTICE, NAME_NOTICE, Item
 from kdbus_core.listing import connection_record, creator_record, list_records
 from kdbus_core.matches import BloomMask, DstIdMatch, IdMatch, IdNotice, MatchRule, NameMatch, NameNotice
 from kdbus_core.names import is_valid_name
 from kdbus_core.pool import Pool
-from kdbus_core.send_command import send
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
