@@ -17,7 +17,7 @@ it, and every later command is refused with ESHUTDOWN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from errno import (
     E2BIG,
@@ -125,7 +125,7 @@ class Bus:
         self.observers: list[Observer] = []
         self.route_generation = 0
         self.audience_generation = 0
-        self.order = Order(self._tell)
+        self.order = Order(self.delivery.notify, self._tell)
 
     # The bus and its endpoints
 
@@ -175,7 +175,7 @@ class Bus:
         faked: Credentials | Snapshot | None = None,
         description: str = "",
         name: str | None = None,
-        accesses: Sequence[Access] = (),
+        accesses: Iterable[Access] = (),
         limits: Limits = Limits(),  # noqa: B008 - a constant
         quota: Quota | None = None,
         account: User | None = None,
@@ -244,8 +244,8 @@ class Bus:
     def _link(self, connection: Connection, name: str | None) -> None:
         connection.user.connections += 1
         self.connections[connection.id] = connection
-        self.audience_generation += 1
         if connection.is_monitor:
+            self.audience_generation += 1
             self.monitors.append(connection)
             if connection.inbox is None:
                 self.subscriptions.add(connection, 0, Rule())  # a monitor sees everything
@@ -283,7 +283,7 @@ class Bus:
             if not (connection.is_ordinary or connection.is_monitor):
                 raise KdbusError(EOPNOTSUPP, f"connection {connection.id} sends nothing")
             attach_send = parse_attach_flags(attach_send)
-            if self.required & ~attach_send:
+            if connection.inbox is not None and self.required & ~attach_send:
                 raise KdbusError(EINVAL, f"the bus requires metadata {self.required:#x}")
         if attach_recv is not None:
             if connection.is_policy_holder:
@@ -335,8 +335,10 @@ class Bus:
         D-Bus method BecomeMonitor asks for it.  EOPNOTSUPP for a special connection.
         """
         self._check_ordinary(connection)
+        if connection.inbox is not None:
+            raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is a native one")
         with self.transaction():
-            self.order.report(IdRemove(connection))
+            self.order.report(IdRemove(connection, int(connection.flags)))
             self._retire(connection)
             connection.become(connection.flags | HelloFlag.MONITOR)
             self.monitors.append(connection)
@@ -474,7 +476,7 @@ class Bus:
     def cancel(self, connection: Connection, cookie: int) -> None:
         """End the synchronous calls with this cookie (MSG_CANCEL): ENOENT when there is none."""
         self._check_ordinary(connection)
-        calls = [call for call in connection.calls if call.cookie == cookie]
+        calls = [call for call in connection.calls if call.cookie == cookie and not call.is_interrupted]
         if not calls:
             raise KdbusError(ENOENT, f"connection {connection.id} does not wait for {cookie}")
         for call in calls:
@@ -538,7 +540,6 @@ class Bus:
         return self.order.transaction()
 
     def _tell(self, notification: Notification) -> None:
-        self.delivery.notify(notification)
         match notification:
             case ReplyDead() | ReplyTimeout():
                 requester = notification.requester

@@ -16,7 +16,7 @@ send and receive goes through the proxy's router.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from errno import EAGAIN, EBADSLT, ECOMM, EINTR, EINVAL, ENXIO, EPERM, EPIPE, EREMOTEIO, ETIMEDOUT
+from errno import EAGAIN, EBADSLT, ECOMM, EINVAL, ENXIO, EPERM, EPIPE, EREMOTEIO, ETIMEDOUT
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdbus_core.abi import DST_BROADCAST, MessageFlag, ReceiveFlag
@@ -85,11 +85,17 @@ class Delivery:
     def call(self, sender: Connection, message: Message, on_done: OnDone | None) -> SyncCall:
         """SEND with SYNC_REPLY; ETIMEDOUT when its deadline has already passed, and nothing is sent."""
         message.sender = sender
-        call = SyncCall(self._bus.replies, sender, message.cookie, on_done)
-        if message.timeout_ns <= self._bus.domain.monotonic():
+        now = self._bus.domain.monotonic()
+        if message.timeout_ns <= now:
             raise KdbusError(ETIMEDOUT, "the deadline has passed")
-        if not self._resume(sender, message, call):
-            self._request(sender, message, call)
+        call = SyncCall(self._bus.replies, self._bus.order, sender, message, on_done)
+        for earlier in reversed(list(sender.calls)):
+            if earlier.is_interrupted and earlier.deadline <= now:
+                earlier.forget()
+            elif earlier.is_repeated_by(call):
+                earlier.resume(call)
+                return call
+        self._request(sender, message, call)
         return call
 
     def receive(
@@ -134,8 +140,7 @@ class Delivery:
             entry = bus.names.entry(name)
             assert entry is not None
             name_id = entry.name_id
-            if entry.activator is not None:
-                message.sent = as_sent(sender)
+            message.sent = as_sent(sender)  # the name may lead to somebody else before it is read
         return receiver, receiver.inbox, name_id
 
     def _stamp(self, message: Message) -> None:
@@ -271,31 +276,17 @@ class Delivery:
 
     def _answer(self, call: SyncCall, sender: Connection, inbox: Inbox, message: Message) -> None:
         """Hand a reply to somebody who waits for it; both ends learn why when that fails."""
-        if call.done:
-            raise KdbusError(ENXIO, f"connection {call.sender.id} has been interrupted")
         try:
             self._check_fds(call.sender, message)
         except KdbusError:
-            call.finish(EREMOTEIO)
+            call.fail(EREMOTEIO)
             raise
         try:
             entry = inbox.stage(self._compose(sender, call.sender, message), sender.user)
         except KdbusError as error:
-            call.finish(error.errno)
+            call.fail(error.errno)
             raise
         call.answer(entry)
-
-    def _resume(self, sender: Connection, message: Message, call: SyncCall) -> bool:
-        """Go on waiting for the request of an interrupted call, if this is the same SEND once more."""
-        receiver, _, _ = self._destination(sender, message)
-        tracker = self._bus.replies.find(sender, receiver, message.cookie)
-        if not isinstance(tracker, Tracker) or not isinstance(tracker.waiter, SyncCall):
-            return False
-        if tracker.waiter.errno != EINTR:
-            return False
-        tracker.waiter = call
-        call.wait(tracker)
-        return True
 
     # Requests that end without a reply
 

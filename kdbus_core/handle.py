@@ -16,7 +16,7 @@ then whatever the bytes are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, IntFlag, auto
 from errno import EACCES, EBADF, EBADFD, EFAULT, EINVAL, ENOTTY, EPERM, ESHUTDOWN
 from struct import Struct
@@ -47,7 +47,6 @@ _OF_ENDPOINT_OWNER = frozenset({Command.ENDPOINT_UPDATE})
 _CONNECTED = frozenset({*HANDLERS, Command.SEND})
 _NONE: frozenset[Command] = frozenset()
 
-_SPECIAL = HelloFlag.ACTIVATOR | HelloFlag.POLICY_HOLDER
 _BUS_FLAGS_OFFSET = 40
 _BUS_FLAGS_AND_ID = Struct("=2Q")
 _BLOOM_OFFSET = 64
@@ -230,7 +229,7 @@ class Handle:
         attach_send, attach_recv, _, _, pool_size, *_ = command.fields
         if not pool_size or pool_size % PAGE_SIZE:
             raise KdbusError(EINVAL, f"a pool of {pool_size} bytes, which is no multiple of {PAGE_SIZE}")
-        faked, accesses = self._parse_identity(command)
+        faked = self._parse_faked(command)
         bus = self._endpoint.bus
         pool = Pool(pool_size, None if self._make_memory is None else self._make_memory(pool_size))
         offset, size = pool.answer(build_numbers_item(ItemType.BLOOM_PARAMETER, *bus.bloom))
@@ -245,7 +244,7 @@ class Handle:
             faked=faked,
             description=command.name(ItemType.CONN_DESCRIPTION) or "",
             name=command.name(),
-            accesses=accesses,
+            accesses=self._iterate_accesses(command),
         )
         try:
             command.write(_BUS_FLAGS_OFFSET, _BUS_FLAGS_AND_ID.pack(bus.flags, connection.id))
@@ -256,23 +255,22 @@ class Handle:
         self.connection = connection
         self.state = HandleState.CONNECTED
 
-    def _parse_identity(self, command: Arguments) -> tuple[Snapshot | None, tuple[Access, ...]]:
-        """For whom a connection will speak, and whom it will let use its name.
+    def _parse_faked(self, command: Arguments) -> Snapshot | None:
+        """For whom a connection will speak.
 
-        Ids that do not exist are the last thing that HELLO looks at.  So where they are wrong, and
-        something that it looks at earlier may be wrong with another errno, they are left to the bus to
-        refuse with that.
+        Ids that do not exist come late among what HELLO looks at.  So where they are wrong, and something
+        that it looks at earlier is wrong with another errno, they are left to the bus to refuse with that.
         """
-        faked: Snapshot | None = None
         try:
-            faked = parse_faked(command.items, self.process)
-            if command.flags & _SPECIAL and command.find(ItemType.NAME) is not None:
-                return faked, parse_policy(command.items, self.process)[0].accesses
+            return parse_faked(command.items, self.process)
         except KdbusError:
             if self._endpoint.is_owner(self.process) and self._grants_required(command):
                 raise
-            return faked or Snapshot(), ()
-        return faked, ()
+            return Snapshot()
+
+    def _iterate_accesses(self, command: Arguments) -> Iterator[Access]:
+        """Whom a connection will let use its name; read, and found wrong, only when all else is right."""
+        yield from parse_policy(command.items, self.process)[0].accesses
 
     def _grants_required(self, command: Arguments) -> bool:
         return not self._endpoint.bus.required & ~parse_attach_flags(command.fields[0])

@@ -44,9 +44,10 @@ class IdAdd:
 
 @dataclass(frozen=True, slots=True)
 class IdRemove:
-    """A connection that had been active has gone."""
+    """A connection that had been active has gone; `flags` are those it had, if it has others now."""
 
     connection: Connection
+    flags: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,10 @@ def _build_item(notification: Notification) -> bytes:
             return build_item(type, owners + name.encode("ascii") + b"\0")
         case IdAdd(connection):
             return build_numbers_item(ItemType.ID_ADD, connection.id, connection.flags)
-        case IdRemove(connection):
-            return build_numbers_item(ItemType.ID_REMOVE, connection.id, connection.flags)
+        case IdRemove(connection, flags):
+            return build_numbers_item(
+                ItemType.ID_REMOVE, connection.id, connection.flags if flags is None else flags
+            )
         case ReplyDead():
             return build_item(ItemType.REPLY_DEAD, b"")
         case ReplyTimeout():

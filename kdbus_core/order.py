@@ -1,9 +1,10 @@
 """The one order in which everybody learns of changes.
 
-What a command causes is reported here and told at its end, one notification
-after the other.  What telling one causes waits for its turn behind those that
-were reported before, so nobody sees two changes in another order than
-anybody else does.
+What a command causes is reported here and told at its end.  All of it goes to
+those who have a queue before anybody is called who might act on it, so that
+what they then do or send comes after it; what telling causes waits behind what
+was reported before, so nobody sees two changes in another order than anybody
+else does.  Callbacks that end a wait come last.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdbus_core.notifications import Notification
 
+Tell = Callable[["Notification"], None]
+
 
 class Order:
-    """Notifications that are still to be told, to be handed to `tell` one by one."""
+    """Notifications that are still to be told: to be queued with `enqueue` first, then told with `tell`."""
 
-    __slots__ = ("_depth", "_is_telling", "_pending", "_tell")
+    __slots__ = ("_depth", "_enqueue", "_enqueued", "_is_telling", "_later", "_reported", "_tell")
 
-    def __init__(self, tell: Callable[[Notification], None]) -> None:
+    def __init__(self, enqueue: Tell, tell: Tell) -> None:
+        self._enqueue = enqueue
         self._tell = tell
-        self._pending: deque[Notification] = deque()
+        self._reported: deque[Notification] = deque()
+        self._enqueued: deque[Notification] = deque()
+        self._later: deque[Callable[[], None]] = deque()
         self._depth = 0
         self._is_telling = False
 
     @property
     def is_idle(self) -> bool:
         """Whether no command is under way and nothing is left to tell."""
-        return not self._pending and not self._depth and not self._is_telling
+        return not (self._depth or self._is_telling or self._reported or self._enqueued or self._later)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -45,20 +51,33 @@ class Order:
 
     def report(self, notification: Notification) -> None:
         """Tell this at the end of the command that is under way, else now."""
-        self._pending.append(notification)
+        self._reported.append(notification)
+        self._flush()
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Call this when everything that was reported has been told."""
+        self._later.append(callback)
         self._flush()
 
     def forget(self) -> None:
         """Drop what was not told yet: there is nobody left."""
-        self._pending.clear()
+        self._reported.clear()
 
     def _flush(self) -> None:
         if self._depth or self._is_telling:
             return
-        pending = self._pending
         self._is_telling = True
         try:
-            while pending:
-                self._tell(pending.popleft())
+            while True:
+                while self._reported:
+                    notification = self._reported.popleft()
+                    self._enqueue(notification)
+                    self._enqueued.append(notification)
+                if self._enqueued:
+                    self._tell(self._enqueued.popleft())
+                elif self._later:
+                    self._later.popleft()()
+                else:
+                    return
         finally:
             self._is_telling = False

@@ -4,42 +4,72 @@ The call is handed to its maker at once and may already be done then.  It ends
 exactly once: with the reply (errno 0), or with the errno that the waiting
 sender gets.  The reply is put into the caller's pool and handed over there and
 then; it is never queued.  Whatever ends the call closes its request, so that a
-late reply finds none.
+late reply finds none.  Its maker hears of the end when the command that caused
+it has been told to everybody else.
 
 `interrupt` is what a signal does to a system call: the caller comes back with
-EINTR while the request stays open, without ever being told of a timeout; the
-same SEND, made again, waits on instead of sending once more.
+EINTR, but the request stays open, and nobody is ever told that it timed out.
+The same SEND, made again, waits on instead of sending once more; if the request
+has ended in between, it gets what there is to get.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ECANCELED, EINTR
+from errno import ECANCELED, EINTR, ESHUTDOWN, ETIMEDOUT
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdbus_core.caller import File
     from kdbus_core.connection import Connection
     from kdbus_core.inbox import Entry
+    from kdbus_core.message import Message
+    from kdbus_core.order import Order
     from kdbus_core.replies import Replies, Tracker
 
 OnDone = Callable[["SyncCall"], None]
 
 
 class SyncCall:
-    """One synchronous call; `errno` is 0 for a reply and valid once `done`."""
+    """One synchronous call; `errno` is 0 for a reply and valid once `done`.
 
-    __slots__ = ("_entry", "_replies", "cookie", "done", "errno", "on_done", "sender", "tracker")
+    While it waits, or is interrupted, it is one of its sender's `calls`.
+    `outcome` is how the request of an interrupted call has ended, None while
+    it has not; that is kept until the deadline of its message.
+    """
 
-    def __init__(self, replies: Replies, sender: Connection, cookie: int, on_done: OnDone | None) -> None:
+    __slots__ = (
+        "_entry",
+        "_order",
+        "_replies",
+        "cookie",
+        "deadline",
+        "destination",
+        "done",
+        "errno",
+        "is_interrupted",
+        "on_done",
+        "outcome",
+        "sender",
+        "tracker",
+    )
+
+    def __init__(
+        self, replies: Replies, order: Order, sender: Connection, message: Message, on_done: OnDone | None
+    ) -> None:
         self._replies = replies
+        self._order = order
         self._entry: Entry | None = None
         self.sender = sender
-        self.cookie = cookie
+        self.cookie = message.cookie
+        self.destination = message.dst_id, message.dst_name
+        self.deadline = message.timeout_ns
         self.on_done = on_done
         self.tracker: Tracker | None = None
         self.done = False
         self.errno = 0
+        self.is_interrupted = False
+        self.outcome: int | None = None
 
     def wait(self, tracker: Tracker) -> None:
         """The request is on its way."""
@@ -51,10 +81,90 @@ class SyncCall:
         self.tracker = None
         self.sender.calls.pop(self, None)
 
+    # How it ends
+
     def answer(self, entry: Entry) -> None:
         """End with this reply, which lies in the sender's pool."""
         self._entry = entry
-        self.finish(0)
+        self._settle(0)
+
+    def fail(self, errno: int) -> None:
+        """End because the reply could not be delivered."""
+        self._settle(errno)
+
+    def lose(self, errno: int) -> None:
+        """End because the request was closed without a reply."""
+        self.tracker = None
+        self._settle(errno)
+
+    def cancel(self, errno: int = ECANCELED) -> None:
+        """Give up waiting; a reply that is already there wins."""
+        if self.is_interrupted:
+            self.forget()
+        else:
+            self._settle(errno)
+
+    def interrupt(self) -> None:
+        """Give up waiting for now (EINTR); the request stays open."""
+        if not self.done:
+            self.is_interrupted = True
+            self._finish(EINTR)
+
+    def is_repeated_by(self, call: SyncCall) -> bool:
+        """Whether that one is the same SEND as this one, which was interrupted."""
+        return self.is_interrupted and (self.cookie, self.destination) == (call.cookie, call.destination)
+
+    def resume(self, call: SyncCall) -> None:
+        """Let the same SEND, made again, go on where this one was interrupted."""
+        del self.sender.calls[self]
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            tracker.waiter = call
+            call.wait(tracker)
+            return
+        assert self.outcome is not None
+        call._entry, self._entry = self._entry, None
+        call._finish(self.outcome)
+
+    def _settle(self, errno: int) -> None:
+        """The request has ended; the first end counts."""
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            self._replies.close(tracker)
+        if not self.is_interrupted:
+            self.sender.calls.pop(self, None)
+            self._finish(errno)
+        elif errno == ETIMEDOUT:
+            self.forget()  # the same SEND would be too late as well
+        elif self.outcome is None:
+            self.outcome = errno
+
+    def _finish(self, errno: int) -> None:
+        if not self.done:
+            self.done = True
+            self.errno = errno
+            if self.on_done is not None:
+                self._order.call_later(self._tell)
+
+    def _tell(self) -> None:
+        on_done, self.on_done = self.on_done, None
+        if not self.errno and not self.sender.active:
+            self.errno = ESHUTDOWN  # its pool has gone, and the reply with it
+        if on_done is not None:
+            on_done(self)
+
+    def forget(self) -> None:
+        """Nobody will come back to an interrupted call."""
+        self.sender.calls.pop(self, None)
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            self._replies.close(tracker)
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            assert self.sender.inbox is not None
+            self.sender.inbox.discard(entry)
+
+    # The reply
 
     def take(self, install: Callable[[File], int]) -> tuple[int, int, bool]:
         """Hand the reply over: offset and size in the pool, and whether a descriptor could not be installed.
@@ -66,29 +176,3 @@ class SyncCall:
         inbox = self.sender.inbox
         assert inbox is not None
         return inbox.take(entry, install, accept_fds=True)
-
-    def finish(self, errno: int) -> None:
-        """End with this errno; the first end counts."""
-        if self.done:
-            return
-        self.done = True
-        self.errno = errno
-        self.sender.calls.pop(self, None)
-        tracker, self.tracker = self.tracker, None
-        if tracker is not None:
-            self._replies.close(tracker)
-        if self.on_done is not None:
-            self.on_done(self)
-
-    def cancel(self, errno: int = ECANCELED) -> None:
-        """Give up waiting; a reply that is already there wins."""
-        self.finish(errno)
-
-    def lose(self, errno: int) -> None:
-        """End because the request was closed without a reply."""
-        self.tracker = None
-        self.finish(errno)
-
-    def interrupt(self) -> None:
-        """Give up waiting for now (EINTR); the request stays open."""
-        self.lose(EINTR)

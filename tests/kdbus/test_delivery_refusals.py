@@ -37,7 +37,16 @@ from typing import NamedTuple
 
 import pytest
 from support.kdbus import NOBODY, Client, ItemType, Msg, World, layout, refused
-from support.kdbus.layout import DST_BROADCAST, F_SEAL_ALL, SYNC_REPLY, bloom_filter, fds, memfd, string, vec_at
+from support.kdbus.layout import (
+    DST_BROADCAST,
+    F_SEAL_ALL,
+    SYNC_REPLY,
+    bloom_filter,
+    fds,
+    memfd,
+    string,
+    vec_at,
+)
 
 OTHER, NOTHING = -1, -2
 """In place of the id of the receiver, and of an item that must not be there."""
@@ -100,7 +109,9 @@ FAULTS = [
     Fault("a filter of the wrong size", 18, EDOM, item="filter 128", kind=FILTER),
     Fault("a filter of no size", 18, EDOM, item="filter 0", kind=FILTER),
     Fault("a malformed name", 19, EINVAL, item="malformed name", kind=DST_NAME),
-    Fault("a broadcast to a name", 20, EBADMSG, to_everybody(), needs=SIGNAL, item="free name", kind=DST_NAME),
+    Fault(
+        "a broadcast to a name", 20, EBADMSG, to_everybody(), needs=SIGNAL, item="free name", kind=DST_NAME
+    ),
     Fault("a filter without a signal", 21, EBADMSG, forbids=SIGNAL, item="filter", kind=FILTER),
     Fault("a signal without a filter", 21, EBADMSG, needs=SIGNAL, without=FILTER),
     Fault("no destination", 22, EDESTADDRREQ, {"dst": 0}, without=DST_NAME),
@@ -117,7 +128,14 @@ FAULTS = [
     Fault("a name nobody has", 25, ESRCH, {"dst": 0}, item="free name", kind=DST_NAME),
     Fault("a name somebody else has", 25, EREMCHG, {"dst": OTHER}, item="activated name", kind=DST_NAME),
     Fault(
-        "a name that is not running", 25, EADDRNOTAVAIL, {"dst": 0}, Msg.NO_AUTO_START, 0, "activated name", DST_NAME
+        "a name that is not running",
+        25,
+        EADDRNOTAVAIL,
+        {"dst": 0},
+        Msg.NO_AUTO_START,
+        0,
+        "activated name",
+        DST_NAME,
     ),
     Fault("somebody who does not listen", 25, EPERM, {"dst": NOTHING}, without=DST_NAME),
 ]
@@ -348,7 +366,9 @@ def test_a_command_and_a_message_may_have_32_kib(scene: Scene) -> None:
 # A bus with filters of another size
 
 
-@pytest.mark.parametrize(("size", "errno"), [(8, 0), (16, EDOM), (64, EDOM), (0, EDOM), (12, EFAULT), (4, EFAULT)])
+@pytest.mark.parametrize(
+    ("size", "errno"), [(8, 0), (16, EDOM), (64, EDOM), (0, EDOM), (12, EFAULT), (4, EFAULT)]
+)
 def test_a_filter_has_the_size_that_the_bus_says(world: World, size: int, errno: int) -> None:
     maker = world.make_bus("1000-other", bloom=layout.bloom_parameter(8))
     client = world.connect(node=world.find_endpoint(bus="1000-other"))
@@ -396,7 +416,9 @@ def test_whether_somebody_may_is_asked_before_whether_there_is_room(world: World
     deaf = world.connect(accept_fd=False, pool_size=layout.PAGE)
     with refused(EPERM):
         scene.sender.send_items(
-            fds([scene.sender.task.open_null()]), vec_at(scene.sender.task.constant(bytes(9000)), 9000), dst=deaf
+            fds([scene.sender.task.open_null()]),
+            vec_at(scene.sender.task.constant(bytes(9000)), 9000),
+            dst=deaf,
         )
 
 

@@ -53,9 +53,7 @@ def test_conn_info_is_exactly_what_was_faked(
 
 
 @pytest.mark.parametrize("kind", list(FAKES))
-def test_what_was_faked_has_to_be_asked_for_and_granted(
-    world: World, reader: Client, kind: ItemType
-) -> None:
+def test_what_was_faked_has_to_be_asked_for_and_granted(world: World, reader: Client, kind: ItemType) -> None:
     flag = 1 << (kind - ItemType.TIMESTAMP)
     client = fake(world, *FAKES)
     assert reader.conn_info(client, mask=flag).kinds == [kind]

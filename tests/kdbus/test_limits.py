@@ -30,6 +30,8 @@ def test_a_user_has_16_buses(world: World) -> None:
         world.make_bus("2000-more", task)
     with refused(EMFILE):
         world.make_bus("2000-more", world.task(2000, privileged=True))
+    with refused(EEXIST):  # which is told first
+        world.make_bus("2000-bus3", task)
     world.make_bus("2001-bus", world.task(2001))
     buses[3].close()
     world.make_bus("2000-more", task)

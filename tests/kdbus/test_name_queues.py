@@ -1,4 +1,4 @@
-"""Who gets a name and who waits for it: every outcome of NAME_ACQUIRE, with its flags and what others hear."""
+"""Who gets a name and who waits for it: every outcome of NAME_ACQUIRE, its flags, and what others hear."""
 
 from __future__ import annotations
 

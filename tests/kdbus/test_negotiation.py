@@ -7,7 +7,19 @@ NEGOTIATE list that it does not know become 0, with that bit or without.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EAGAIN, EBADFD, EBADSLT, EFAULT, EINVAL, EMSGSIZE, ENXIO, EOPNOTSUPP, EPERM, ESHUTDOWN, ESRCH
+from errno import (
+    EAGAIN,
+    EBADFD,
+    EBADSLT,
+    EFAULT,
+    EINVAL,
+    EMSGSIZE,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    ESHUTDOWN,
+    ESRCH,
+)
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -123,9 +135,7 @@ def test_a_command_tells_which_items_it_takes(handle: Callable[[str], Client], c
 
 
 @ALL_CASES
-def test_flags_may_be_asked_for_together_with_known_ones(
-    handle: Callable[[str], Client], case: Case
-) -> None:
+def test_flags_may_be_asked_for_together_with_known_ones(handle: Callable[[str], Client], case: Case) -> None:
     answer = handle(case.handle).command(case.layout, flags=NEGOTIATE | case.flags)
     assert answer["flags"] == case.flags
 

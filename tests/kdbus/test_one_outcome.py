@@ -1,12 +1,26 @@
 """A request has exactly one outcome, whatever happens to whom and in which order.
 
-It is a reply, REPLY_DEAD, REPLY_TIMEOUT, the errno of a synchronous call, or nothing when its sender has gone.
+It is a reply, REPLY_DEAD, REPLY_TIMEOUT, the errno of a synchronous call, or nothing when its sender has
+gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EAGAIN, EBADSLT, ECANCELED, ECOMM, EMLINK, ENOBUFS, ENXIO, EPERM, EPIPE, ESRCH, ETIMEDOUT, EXFULL
+from errno import (
+    EAGAIN,
+    EBADSLT,
+    ECANCELED,
+    ECOMM,
+    EMLINK,
+    ENOBUFS,
+    ENXIO,
+    EPERM,
+    EPIPE,
+    ESRCH,
+    ETIMEDOUT,
+    EXFULL,
+)
 from itertools import permutations
 
 import pytest
@@ -202,8 +216,8 @@ def test_the_first_of_all_that_can_happen_counts(world: World, pair: Pair, event
             try:
                 happen(world, requester, replier, event)
             except Refused as error:
-                assert (event, error.errno) == ("answer", EBADSLT)
-                assert event != events[0]
+                if (event, error.errno) != ("answer", EBADSLT) or event == events[0]:
+                    raise
     assert outcomes(requester) == [(FIRST[events[0]], COOKIE)]
     assert requester.connection.outstanding == 0
 
@@ -225,8 +239,8 @@ def test_the_first_of_all_that_can_happen_ends_a_call(
             try:
                 happen(world, requester, replier, event)
             except Refused as error:
-                assert (event, error.errno) == ("answer", EBADSLT)
-                assert event != events[0]
+                if (event, error.errno) != ("answer", EBADSLT) or event == events[0]:
+                    raise
         assert call.is_done
     errno = SYNC_ERRNO[events[0]]
     if errno:

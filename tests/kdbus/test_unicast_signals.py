@@ -7,11 +7,13 @@ found no room is counted at its receiver.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EADDRNOTAVAIL, EAGAIN, EBADMSG, EINVAL, ENOBUFS, ENOTUNIQ, ENXIO, EREMCHG, ESRCH
+from errno import EADDRNOTAVAIL, EAGAIN, EBADMSG, EINVAL, ENOBUFS, ENOTUNIQ, ENXIO, EPERM, EREMCHG, ESRCH
 
 import pytest
 from support.kdbus import NOBODY, Client, ItemType, Msg, World, layout, refused
 from support.kdbus.layout import ANY, DROPPED_MSGS, OWN, SEE, TALK, WORLD, access, bloom_filter, name, string
+
+from kdbus_core.metadata import Creds
 
 NAME = "foo.bar.baz"
 TO_NAME = string(ItemType.DST_NAME, NAME)
@@ -262,6 +264,37 @@ def test_what_the_sender_may_does_not_count(world: World, sender: Client, strang
     assert not stranger.is_readable
 
 
+def test_a_broadcast_is_judged_in_the_same_way(
+    world: World, sender: Client, target: Client, stranger: Client
+) -> None:
+    target.add_match_empty()
+    sender.signal(cookie=1)
+    stranger.signal(cookie=2)
+    world.connect_holder(NAME, access(WORLD, TALK))
+    sender.name_acquire(NAME)
+    sender.signal(cookie=3)
+    assert cookies(target) == [1, 2, 3]
+    assert cookies(stranger) == [2, 3]
+
+
+def test_whom_one_talks_to_is_the_real_uid(world: World) -> None:
+    """Who talks is the effective one."""
+    setuid = world.task(creds=Creds(2000, 3000, 4000, 4000, 5, 5, 5, 5))
+    mixed = world.connect(setuid)
+    mixed.add_match_empty()
+    real, effective = (world.connect(world.task(uid)) for uid in (2000, 3000))
+    real.send_small(mixed, cookie=1)
+    with refused(EPERM):
+        effective.send_small(mixed)
+    mixed.send_small(effective)
+    with refused(EPERM):
+        mixed.send_small(real)
+    real.signal(dst=mixed, cookie=2)
+    effective.signal(dst=mixed, cookie=3)
+    assert cookies(mixed) == [1, 3]
+    effective.recv()
+
+
 def test_a_name_that_is_only_waited_for_opens_nothing(
     world: World, sender: Client, target: Client, stranger: Client
 ) -> None:
@@ -290,9 +323,7 @@ def test_on_a_custom_endpoint_its_policy_has_to_let_the_sender_be_talked_to(
 # Monitors
 
 
-def test_monitors_see_what_vanishes(
-    world: World, sender: Client, target: Client, stranger: Client
-) -> None:
+def test_monitors_see_what_vanishes(world: World, sender: Client, target: Client, stranger: Client) -> None:
     monitor = world.connect_monitor()
     sender.signal(dst=target, cookie=1)  # not wanted
     sender.signal(dst=stranger, cookie=2)  # not allowed

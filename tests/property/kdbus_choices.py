@@ -1,4 +1,4 @@
-"""Decisions read from bytes, so that one generator serves hypothesis, a coverage-guided fuzzer and plain chance.
+"""Decisions read from bytes: one generator serves hypothesis, a coverage-guided fuzzer and plain chance.
 
 When the bytes are used up every further decision is the first there is: short inputs are simple ones, and
 shrinking an input simplifies what it stands for.

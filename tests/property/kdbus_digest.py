@@ -14,7 +14,9 @@ def _digest_inbox(connection: Connection, *, with_lost: bool) -> object:
     assert inbox is not None
     quota = connection.quota
     shares = {id(user): (share.memory, share.messages, share.fds) for user, share in quota.shares.items()}
-    slices = [(piece.offset, piece.size, piece.is_published) for piece in inbox.pool.slices() if piece.is_busy]
+    slices = [
+        (piece.offset, piece.size, piece.is_published) for piece in inbox.pool.slices() if piece.is_busy
+    ]
     totals = (quota.total_memory, quota.total_messages, quota.total_fds)
     lost = inbox.lost if with_lost else None
     return ([entry.number for entry in inbox], inbox.reserved, lost, shares, totals, slices, inbox.pool.busy)

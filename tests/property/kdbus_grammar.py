@@ -34,7 +34,15 @@ ODD_NAMES = (
     b"*",
     b"org.example\0A",
 )
-NODE_NAMES = (b"1000-made", b"2000-made", b"0-made", b"1000-test", b"1000-custom", b"made", b"1000-" + b"x" * 58)
+NODE_NAMES = (
+    b"1000-made",
+    b"2000-made",
+    b"0-made",
+    b"1000-test",
+    b"1000-custom",
+    b"made",
+    b"1000-" + b"x" * 58,
+)
 UIDS = (0, 1000, 2000, 65534, layout.UNSET_ID)
 BLOOM_SIZES = (layout.BLOOM_SIZE, 8)
 
@@ -46,9 +54,17 @@ class Scene:
     bloom_size: int = layout.BLOOM_SIZE
     now: int = 0
     ids: Sequence[int] = ()
+    peers: Sequence[int] = ()
+    """Those of the ids that can be sent to."""
     own_id: int = 0
-    cookies: Sequence[int] = ()
+    own_names: Sequence[str] = ()
+    own_cookies: Sequence[int] = ()
+    """Of matches and of calls that wait."""
+    duties: Sequence[tuple[int, int]] = ()
+    """To whom, and under which cookie, an answer is owed."""
     fds: Sequence[int] = ()
+    memfds: Sequence[int] = ()
+    events: Sequence[int] = ()
     offsets: Sequence[int] = ()
     addresses: Sequence[int] = ()
     """Where there is memory to send from, read-only and at the edge of what can be read."""
@@ -62,16 +78,24 @@ def _name(choices: Choices) -> bytes:
     return choices.pick(WELL_KNOWN).encode()
 
 
+def _own_name(choices: Choices, scene: Scene) -> bytes:
+    """A name that the connection has, if it has one, else any."""
+    if scene.own_names and not choices.once_in(4):
+        return choices.pick(scene.own_names).encode()
+    return _name(choices)
+
+
 def _id(choices: Choices, scene: Scene) -> int:
     if choices.once_in(6):
         return choices.number()
     return choices.pick([*scene.ids, 0, layout.ANY])
 
 
-def _fd(choices: Choices, scene: Scene) -> int:
-    if choices.once_in(6):
+def _fd(choices: Choices, usable: Sequence[int], scene: Scene) -> int:
+    """A descriptor that is of use here, sometimes another one or none."""
+    if choices.once_in(12):
         return choices.pick((-1, 9999, -(1 << 31), (1 << 31) - 1))
-    return choices.pick([*scene.fds, 0])
+    return choices.pick([*scene.fds, 0] if choices.once_in(6) or not usable else usable)
 
 
 def _uid(choices: Choices) -> int:
@@ -79,7 +103,7 @@ def _uid(choices: Choices) -> int:
 
 
 def _mask(choices: Choices) -> int:
-    if choices.once_in(4):
+    if choices.once_in(12):
         return choices.number()
     return choices.pick((layout.ATTACH_ALL, layout.ANY, 0, 1, 0x15, 0x3000))
 
@@ -114,22 +138,22 @@ def _negotiate(choices: Choices, scene: Scene) -> bytes:
 
 
 def _vec(choices: Choices, scene: Scene) -> bytes:
-    size = choices.pick((8, 1, 0, 13, 4096, 200_000, layout.MAX_VEC_PAYLOAD, layout.MAX_VEC_PAYLOAD + 1))
-    if choices.once_in(6):
-        size = choices.number()
-    address = choices.number() if choices.once_in(6) else choices.pick([*scene.addresses, 0])
+    size = choices.pick((8, 1, 13, 4096, 200_000))
+    if choices.once_in(8):
+        size = choices.pick((0, layout.MAX_VEC_PAYLOAD, layout.MAX_VEC_PAYLOAD + 1, choices.number()))
+    address = choices.number() if choices.once_in(12) else choices.pick([*scene.addresses, 0])
     return layout.vec_at(address, size)
 
 
 def _memfd(choices: Choices, scene: Scene) -> bytes:
-    size = choices.number() if choices.once_in(6) else choices.pick((16, 1, 0, 4096, 4097))
-    start = choices.number() if choices.once_in(8) else 0
-    return layout.memfd(_fd(choices, scene), size, start)
+    size = choices.number() if choices.once_in(12) else choices.pick((16, 1, 4096, 13, 4097, 0))
+    start = choices.number() if choices.once_in(12) else 0
+    return layout.memfd(_fd(choices, scene.memfds, scene), size, start)
 
 
 def _fds(choices: Choices, scene: Scene) -> bytes:
     count = 17 if choices.once_in(16) else choices.below(4)
-    return layout.fds([_fd(choices, scene) for _ in range(count)])
+    return layout.fds([_fd(choices, scene.fds[:2], scene) for _ in range(count)])
 
 
 def _bloom_mask(choices: Choices, scene: Scene) -> bytes:
@@ -184,7 +208,7 @@ BUILDERS: dict[int, Callable[[Choices, Scene], bytes]] = {
     ItemType.PAYLOAD_VEC: _vec,
     ItemType.PAYLOAD_MEMFD: _memfd,
     ItemType.FDS: _fds,
-    ItemType.CANCEL_FD: lambda choices, scene: layout.cancel_fd(_fd(choices, scene)),
+    ItemType.CANCEL_FD: lambda choices, scene: layout.cancel_fd(_fd(choices, scene.events, scene)),
     ItemType.BLOOM_PARAMETER: _bloom_parameter,
     ItemType.BLOOM_FILTER: _bloom_filter,
     ItemType.BLOOM_MASK: _bloom_mask,
@@ -219,7 +243,6 @@ POSSIBLE: dict[str, tuple[ItemType, ...]] = {
     "BUS_MAKE": (ItemType.ATTACH_FLAGS_SEND, ItemType.ATTACH_FLAGS_RECV),
     "ENDPOINT_UPDATE": (ItemType.NAME, ItemType.POLICY_ACCESS, ItemType.POLICY_ACCESS),
     "HELLO": (
-        ItemType.NAME,
         ItemType.POLICY_ACCESS,
         ItemType.CONN_DESCRIPTION,
         ItemType.CREDS,
@@ -249,38 +272,52 @@ POSSIBLE: dict[str, tuple[ItemType, ...]] = {
 }
 
 
-def _items(choices: Choices, scene: Scene, name: str) -> bytes:
+def _items(choices: Choices, scene: Scene, name: str, flags: int) -> bytes:
     kinds: list[int] = list(ESSENTIAL.get(name, ()))
+    if name == "HELLO" and flags & (layout.Hello.ACTIVATOR | layout.Hello.POLICY_HOLDER):
+        kinds.append(ItemType.NAME)
     possible = POSSIBLE.get(name, ())
+    if name == "SEND" and not flags & layout.SYNC_REPLY and not choices.once_in(8):
+        possible = ()
     if possible:
-        kinds += [choices.pick(possible) for _ in range(choices.below(4))]
-    if choices.once_in(16):
+        kinds += [choices.pick(possible) for _ in range(choices.pick((0, 0, 1, 2, 3)))]
+    if name not in ("MATCH_ADD", "ENDPOINT_UPDATE") and not choices.once_in(16):
+        kinds = list(dict.fromkeys(kinds))
+    if choices.once_in(32):
         kinds.append(choices.pick(tuple(BUILDERS)))
-    if choices.once_in(12):
+    if choices.once_in(24):
         kinds.append(ItemType.NEGOTIATE)
+    if name == "NAME_RELEASE" and kinds == [ItemType.NAME]:
+        return layout.name(_own_name(choices, scene))
     return b"".join(BUILDERS[kind](choices, scene) for kind in kinds)
 
 
-def _flags(choices: Choices, known: int) -> int:
+def _flags(choices: Choices, name: str) -> int:
+    known = FLAGS.get(name, 0)
     flags = choices.below(256) & known
-    if choices.once_in(16):
+    if name == "HELLO" and not choices.once_in(6):
+        flags = choices.pick((1, 0, 2, 4, 8, 9))
+    if choices.once_in(24):
         flags |= layout.NEGOTIATE
     return flags | choices.number() if choices.once_in(24) else flags
 
 
-def _build_message(choices: Choices, scene: Scene) -> bytes:
+def _build_message(choices: Choices, scene: Scene, *, is_call: bool) -> bytes:
     """A message of any kind, mostly one that could be delivered."""
     shape = choices.pick(("plain", "request", "reply", "broadcast", "signal", "anything"))
-    flags, last, dst = 0, 0, _id(choices, scene)
+    if is_call and not choices.once_in(8):
+        shape = "request"
+    flags, last = 0, 0
+    dst = _id(choices, scene) if choices.once_in(6) else choices.pick([*scene.peers, 0])
     kinds = [ItemType.PAYLOAD_VEC] if choices.once_in(2) else []
     match shape:
         case "plain":
             pass
         case "request":
             flags = layout.Msg.EXPECT_REPLY
-            last = scene.now + choices.pick((10_000_000, 0, 1, 1_000_000_000_000))
+            last = scene.now + choices.pick((10_000_000, 1, 1_000_000_000_000, 0))
         case "reply":
-            last = choices.pick([*scene.cookies, 1])
+            dst, last = choices.pick([*scene.duties, (dst, 1)]) if not choices.once_in(6) else (dst, 2)
         case "broadcast":
             flags, dst = layout.Msg.SIGNAL, layout.DST_BROADCAST
             kinds.append(ItemType.BLOOM_FILTER)
@@ -288,12 +325,12 @@ def _build_message(choices: Choices, scene: Scene) -> bytes:
             flags = layout.Msg.SIGNAL
             kinds.append(ItemType.BLOOM_FILTER)
         case _:
-            flags, last = _flags(choices, 7), choices.number()
+            flags, last = choices.below(8), choices.number()
             kinds.append(ItemType.BLOOM_FILTER)
-    if dst == 0 or choices.once_in(6):
+    if dst == 0 or choices.once_in(12):
         kinds.append(ItemType.DST_NAME)
     sendable = (ItemType.PAYLOAD_VEC, ItemType.PAYLOAD_MEMFD, ItemType.FDS, ItemType.NEGOTIATE)
-    kinds += [choices.pick(sendable) for _ in range(choices.below(3))]
+    kinds += [choices.pick(sendable) for _ in range(choices.pick((0, 0, 0, 1, 2)))]
     items = b"".join(BUILDERS[kind](choices, scene) for kind in kinds)
     source = choices.number() if choices.once_in(16) else choices.pick((0, scene.own_id))
     payload_type = choices.number() if choices.once_in(16) else layout.PAYLOAD_DBUS
@@ -308,10 +345,10 @@ def _build_message(choices: Choices, scene: Scene) -> bytes:
     return header + items
 
 
-def _fields(choices: Choices, scene: Scene, name: str) -> dict[str, int]:
+def _fields(choices: Choices, scene: Scene, name: str, flags: int) -> dict[str, int]:
     match name:
         case "HELLO":
-            size = choices.number() if choices.once_in(6) else choices.pick((65536, 4096, 1 << 24))
+            size = choices.number() if choices.once_in(12) else choices.pick((65536, 4096, 1 << 24))
             return {
                 "attach_flags_send": _mask(choices),
                 "attach_flags_recv": _mask(choices),
@@ -323,12 +360,14 @@ def _fields(choices: Choices, scene: Scene, name: str) -> dict[str, int]:
             return {"id": _id(choices, scene), "attach_flags": _mask(choices)}
         case "RECV":
             return {"priority": choices.pick((0, -5, 7, -(1 << 63), (1 << 63) - 1))}
+        case "MSG_CANCEL" | "MATCH_REMOVE" if scene.own_cookies and not choices.once_in(4):
+            return {"cookie": choices.pick(scene.own_cookies)}
         case "MSG_CANCEL" | "MATCH_ADD" | "MATCH_REMOVE":
             return {"cookie": choices.number() if choices.once_in(12) else choices.below(5)}
         case "SEND":
-            message = spoil(choices, _build_message(choices, scene), at_least=layout.MSG_SIZE)
+            message = spoil(choices, _build_message(choices, scene, is_call=bool(flags)))
             address = scene.place(message)
-            if choices.once_in(24):
+            if choices.once_in(32):
                 address = choices.pick((address + 1, address + 8, 0, address - 8, choices.number()))
             return {"msg_address": address}
         case _:
@@ -338,11 +377,9 @@ def _fields(choices: Choices, scene: Scene, name: str) -> dict[str, int]:
 def build_command(choices: Choices, scene: Scene, name: str) -> bytes:
     """A command that is right but for what is wrong in its scene."""
     command = LAYOUTS[name]
-    fields = _fields(choices, scene, name)
-    flags = _flags(choices, FLAGS.get(name, 0))
-    items = _items(choices, scene, name)
-    if name == "SEND" and flags & layout.SYNC_REPLY and not choices.once_in(2):
-        flags &= ~layout.SYNC_REPLY
+    flags = _flags(choices, name)
+    fields = _fields(choices, scene, name, flags)
+    items = _items(choices, scene, name, flags)
     return command.build(flags, command.size + len(items), fields) + items
 
 
@@ -419,13 +456,11 @@ SPOILERS = (
 )
 
 
-def spoil(choices: Choices, data: bytes, *, at_least: int = 24) -> bytes:
+def spoil(choices: Choices, data: bytes) -> bytes:
     """The bytes as they are, or broken in up to three places."""
     broken = bytearray(data)
-    for _ in range(choices.pick((0, 0, 0, 1, 1, 2, 3))):
+    for _ in range(choices.pick((0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3))):
         spoiler = choices.pick(SPOILERS)
-        if len(broken) >= at_least:
+        if len(broken) >= 8:
             spoiler(choices, broken)
     return bytes(broken)
-
-

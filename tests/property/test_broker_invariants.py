@@ -444,7 +444,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def _account_of(self, connection: Connection) -> User:
         if connection.is_activator:
             return self.bus.kernel_user
-        spoken_for = connection.faked.uid if connection.faked is not None else None
+        spoken_for = connection.faked.uid if isinstance(connection.faked, Credentials) else None
         return self.domain.user(connection.credentials.uid if spoken_for is None else spoken_for)
 
     @invariant()
@@ -569,7 +569,7 @@ class BrokerMachine(RuleBasedStateMachine):
         assert bus.replies.next_deadline() is None
         assert not bus.replies._deadlines
         assert not self.domain._users
-        assert not bus._pending
+        assert bus.order.is_idle
 
 
 TestBroker = BrokerMachine.TestCase

@@ -251,3 +251,14 @@ def test_what_waits_for_a_name_goes_with_its_activator(world: World) -> None:
     assert world.read(service) == []
     world.assert_idle(activator, sender)
     world.assert_files_closed()
+
+
+def test_a_message_that_goes_to_a_later_activator_tells_who_sent_it_as_it_was_then(world: World) -> None:
+    owner, sender = world.connect(), world.connect(attach_send=AttachFlag.NAMES)
+    take_name(world, owner)
+    world.send(sender, NAME, 1)
+    activator = world.connect(flags=HelloFlag.ACTIVATOR, name=NAME, attach_recv=AttachFlag.NAMES)
+    world.bus.name_acquire(sender, OTHER_NAME, 0)
+    world.bus.name_release(owner, NAME)
+    mail = world.take(activator)
+    assert [item.type for item in mail.items] == [ItemType.DST_NAME]

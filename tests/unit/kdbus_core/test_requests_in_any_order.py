@@ -203,7 +203,9 @@ class NativeMachine(RuleBasedStateMachine):
             assert inbox.reserved == sum(not isinstance(tracker.waiter, SyncCall) for tracker in trackers)
             assert inbox.reserved == sum(tracker.reserved for tracker in trackers)
             assert connection.outstanding >= len(trackers)
-            assert all(not call.done and call.tracker in trackers for call in connection.calls)
+            for call in connection.calls:
+                assert call.done is call.is_interrupted
+                assert (call.tracker in trackers) is (call.outcome is None)
 
     @invariant()
     def nobody_is_told_twice(self) -> None:
@@ -219,6 +221,10 @@ class NativeMachine(RuleBasedStateMachine):
                 self._note(connection, mail)
         for cookie, requester in self.requests.items():
             assert self.outcomes[cookie] == 1 or not requester.active, cookie
+        for connection in self.bus.connections.values():
+            for call in list(connection.calls):
+                assert call.is_interrupted
+                call.cancel()
         assert all(len(waiter.outcomes) == 1 for _, waiter in self.waiters.values())
         self.nobody_is_told_twice()
         self.world.assert_idle(*self.bus.connections.values())

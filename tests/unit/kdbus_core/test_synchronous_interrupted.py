@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from errno import ENXIO
+from errno import EBADSLT
 
 import pytest
 from broker_world import refused
@@ -84,15 +84,41 @@ def test_a_request_that_nobody_waits_for_is_not_taken_up_by_a_call(world: World)
 
 
 @pytest.mark.parametrize("end", [Scene.let_pass, Scene.die, Scene.throw_away])
-def test_an_interrupted_call_is_never_told_of_its_end(world: World, end: Callable[[Scene], None]) -> None:
+def test_an_interrupted_call_is_not_told_of_its_end(world: World, end: Callable[[Scene], None]) -> None:
     scene = Scene(world)
     scene.interrupt()
     end(scene)
     assert scene.waiter.outcomes == ["EINTR"]
     assert world.read(scene.caller) == []
-    if scene.replier.active:
-        world.read(scene.replier)
+
+
+@pytest.mark.parametrize("end", [Scene.die, Scene.throw_away])
+def test_who_takes_up_a_call_learns_how_it_has_ended(world: World, end: Callable[[Scene], None]) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    end(scene)
+    assert scene.call_again().outcomes == ["EPIPE"]
     world.assert_idle(scene.caller, scene.replier)
+
+
+def test_how_an_interrupted_call_has_ended_is_forgotten_at_its_deadline(world: World) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    scene.answer()
+    scene.let_pass()
+    again = scene.call_again()
+    assert again.outcomes == []
+    assert world.read(scene.replier) == ["#7", "#7"]
+    scene.break_off()
+    world.assert_idle(scene.replier)
+
+
+def test_another_destination_makes_it_another_call(world: World) -> None:
+    scene = Scene(world)
+    other = world.connect()
+    scene.interrupt()
+    world.call(scene.caller, other, 7)
+    assert world.read(other) == ["#7"]
 
 
 def test_after_its_deadline_an_interrupted_call_is_sent_once_more(world: World) -> None:
@@ -103,15 +129,25 @@ def test_after_its_deadline_an_interrupted_call_is_sent_once_more(world: World) 
     assert world.read(scene.replier) == ["#7", "#7"]
 
 
-def test_a_reply_to_an_interrupted_call_finds_nobody_who_waits(world: World) -> None:
+def test_a_reply_to_an_interrupted_call_waits_for_who_takes_it_up(world: World) -> None:
     scene = Scene(world, is_read=True)
     scene.interrupt()
-    with refused(ENXIO):
-        world.reply(scene.replier, scene.caller, 7, 8, world.fds("a"))
+    world.reply(scene.replier, scene.caller, 7, 8, world.fds("a"))
+    assert world.read(scene.caller) == []
+    assert world.installed == []
+    assert scene.call_again().outcomes == ["#8"]
+    assert world.installed == ["a"]
+    with refused(EBADSLT):
+        world.reply(scene.replier, scene.caller, 7, 9)
+
+
+def test_a_reply_that_nobody_takes_up_goes_with_the_caller(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    scene.interrupt()
+    world.reply(scene.replier, scene.caller, 7, 8, world.fds("a"))
+    world.bus.disconnect(scene.caller)
     world.assert_files_closed()
-    again = scene.call_again()
-    scene.answer()
-    assert again.outcomes == ["#8"]
+    assert scene.waiter.outcomes == ["EINTR"]
 
 
 def test_an_interrupted_call_is_taken_up_where_its_name_has_gone(world: World) -> None:
