@@ -340,7 +340,7 @@ class Delivery:
                     requester.inbox.push_reserved(parcel, bus.kernel_user)
             case NameChange() | IdAdd() | IdRemove():
                 receivers = bus.matches.notified(notification) if bus.matches else []
-                if not receivers and not any(monitor.inbox is not None for monitor in bus.monitors):
+                if not receivers and not bus.monitors:
                     return
                 parcel = build_notification(notification, notification_items(self._next_stamp()))
                 self._notify_monitors(parcel)
