@@ -13,7 +13,7 @@ BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL = help
-.PHONY: help run test lint soak fuzz bench clean
+.PHONY: help run test lint soak deep fuzz bench clean
 
 help: ## list these commands
 	@sed -n -e '/^[a-z]*:.*## /{' -e 's/:.*## /          /' -e 's/^\(.\{8\}\) */  make \1/p' -e '}' Makefile
@@ -36,6 +36,11 @@ soak: ## two hundred clients at once for a minute
 	@scripts/set-up.sh test
 	@$(BIN)/python scripts/client_programs.py
 	BUSPROXY_SOAK=1 $(BIN)/python -m pytest tests/clients/test_many_clients.py $(PYTEST_ARGS) </dev/null
+
+deep: ## let the broker's state machines and random commands run for half an hour
+	@scripts/set-up.sh test
+	KDBUS_MACHINE_EXAMPLES=4000 KDBUS_FUZZ_EXAMPLES=4000 $(BIN)/python -m pytest --timeout 3600 \
+		tests/property/test_kdbus_machine.py tests/property/test_handle_fuzz.py $(PYTEST_ARGS) </dev/null
 
 fuzz: ## feed the wire codec, the handshake and the broker's commands with broken input
 	@scripts/set-up.sh fuzz
