@@ -14,6 +14,6 @@ ratios and JSON.
 Nothing of these imports the project's packages: a bus is measured from outside, through its socket, whoever
 wrote it.
 
-`python -m bench.broker` is another program: it measures the broker alone, without sockets, through its typed API
-and its command bytes (`broker_world` makes the scene, `broker_cases` what is done in it).
+`python -m bench.broker` is another program: it measures the broker alone, without sockets, through its typed
+API and its command bytes (`broker_world` makes the scene, `broker_cases` what is done in it).
 """

@@ -5,8 +5,8 @@ into a stamp inside the environment: the checkout's path, which installed progra
 a digest of pyproject.toml; and the extras. As long as the stamp fits there is nothing to do, which is quick.
 An environment that was made elsewhere, or with another Python than the one PYTHON asks for, is made anew.
 
-uvloop, and for fuzzing atheris, are wanted but not needed: where one can be neither downloaded nor compiled the
-set-up goes on without it, and the stamp keeps later runs from trying again.
+uvloop, and for fuzzing atheris, are wanted but not needed: where one can be neither downloaded nor compiled
+the set-up goes on without it, and the stamp keeps later runs from trying again.
 
 Runs on any Python from 3.11 with the standard library alone, as on a machine where nothing was prepared.
 """
