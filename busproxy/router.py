@@ -14,7 +14,7 @@ a message before anything is decided about it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from errno import EADDRNOTAVAIL, EMLINK
+from errno import EADDRNOTAVAIL, EMLINK, ENXIO
 from typing import TYPE_CHECKING, cast
 
 from busproxy.flows import BroadcastFlow, UnicastFlow, audience_of
@@ -328,6 +328,8 @@ class Router:
                 receiver = self.bus.resolve(id=id if id is not None else -1)
             else:
                 receiver = self.bus.resolve(name=destination, auto_start=auto_start)
+            if receiver.sink is None:
+                raise KdbusError(ENXIO, f"connection {receiver.id} takes no D-Bus messages")  # a native one
         except KdbusError as error:
             self.show_to_monitors(message, to_driver=False)
             if auto_start and error.errno != EADDRNOTAVAIL:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from kdbus_core.abi import UNSET_ID, HelloFlag
 from kdbus_core.errors import KdbusError
-from kdbus_core.metadata import Credentials
+from kdbus_core.metadata import as_credentials, as_snapshot
 from kdbus_core.names import is_valid_name
 from kdbus_core.policy import is_valid_policy_name
 
 if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
-    from kdbus_core.metadata import Process, Snapshot
+    from kdbus_core.metadata import Credentials, Process, Snapshot
     from kdbus_core.quota import User
 
 SPECIAL = int(HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER)
@@ -56,7 +56,9 @@ def check_rights(flags: int, faked: Credentials | Snapshot | None, *, is_owner: 
         raise KdbusError(EPERM, "only an owner of the bus may speak for others")
 
 
-def resolve_account(endpoint: Endpoint, process: Process, faked: Credentials | Snapshot | None) -> User:
+def resolve_account(
+    endpoint: Endpoint, process: Process, faked: Credentials | Snapshot | None, *, is_local: bool
+) -> User:
     """Whom a connection is charged to.
 
     On a custom endpoint that is the endpoint.  A proxy in this process has its clients charged; a native
@@ -65,8 +67,10 @@ def resolve_account(endpoint: Endpoint, process: Process, faked: Credentials | S
     if endpoint.user is not None:
         return endpoint.user
     uid = process.real_uid
-    if isinstance(faked, Credentials):
-        uid = uid if faked.uid is None else faked.uid
-    elif faked is not None and process.privileged and faked.creds is not None:
-        uid = uid if faked.creds.uid == UNSET_ID else faked.creds.uid
+    if is_local:
+        spoken_for = None if faked is None else as_credentials(faked).uid
+        uid = uid if spoken_for is None else spoken_for
+    elif faked is not None and process.privileged:
+        creds = as_snapshot(faked).creds
+        uid = uid if creds is None or creds.uid == UNSET_ID else creds.uid
     return endpoint.bus.domain.user(uid)

@@ -51,18 +51,22 @@ def _without(values: _Values[T], value: T) -> _Values[T]:
     return tuple(other for other in values if other is not value)
 
 
+MANY = 4
+"""Masks of more generations are not indexed: each would cost that many places."""
+
+
 class _Branch(Generic[T]):
     __slots__ = ("bits", "children", "here", "prefix", "required")
 
     def __init__(self, prefix: int, required: int) -> None:
         self.prefix = prefix  # the lowest bits of every mask below
         self.required = required  # bits that every mask below has, so at least the prefix
-        self.bits = 0  # all keys of the children
-        self.children: dict[int, _Branch[T] | _Leaf[T]] = {}  # by the bit that follows the prefix
+        self.bits = 0  # those bits of all children
+        self.children: dict[int, _Branch[T] | _Leaf[T]] = {}  # by number of the bit after the prefix
         self.here: _Values[T] = ()  # under the mask that is no more than the prefix
 
     def adopt(self, bit: int, child: _Branch[T] | _Leaf[T]) -> None:
-        self.children[bit] = child
+        self.children[bit.bit_length()] = child
         self.bits |= bit
 
 
@@ -117,7 +121,7 @@ class MaskTrie(Generic[T]):
         if parent is None:
             self._root = node
         else:
-            parent.children[bit] = node
+            parent.children[bit.bit_length()] = node
 
     def add(self, mask: int, value: T) -> None:
         """File a value."""
@@ -139,7 +143,7 @@ class MaskTrie(Generic[T]):
             if not rest:
                 node.here = _with(node.here, value)
                 return
-            child = node.children.get(bit)
+            child = node.children.get(bit.bit_length())
             if child is None:
                 node.adopt(bit, {mask: (value,)})
                 return
@@ -164,14 +168,14 @@ class MaskTrie(Generic[T]):
                     self._tidy(parent, above, node)
                 return
             bit = rest & -rest
-            node = node.children[bit]
+            node = node.children[bit.bit_length()]
         values = _without(node[mask], value)
         if values:
             node[mask] = values
             return
         del node[mask]
         if not node and branch is not None:
-            del branch.children[bit]
+            del branch.children[bit.bit_length()]
             branch.bits ^= bit
             self._tidy(parent, above, branch)
 
@@ -204,21 +208,23 @@ class MaskTrie(Generic[T]):
             while inside:
                 bit = inside & -inside
                 inside ^= bit
-                nodes.append(children[bit])
+                nodes.append(children[bit.bit_length()])
         return found
 
 
 class MaskIndex(Generic[T]):
     """Values filed under masks of one or more generations."""
 
-    __slots__ = ("_tries",)
+    __slots__ = ("_long", "_tries")
 
     def __init__(self) -> None:
         # By number of generations; each value is in all tries of its number.
         self._tries: dict[int, tuple[MaskTrie[T], ...]] = {}
+        # Masks of more generations than pay for tries of their own, looked at one by one.
+        self._long: dict[T, tuple[int, ...]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._tries)
+        return bool(self._tries) or bool(self._long)
 
     def __len__(self) -> int:
         """How many nodes there are; looks at all of them."""
@@ -226,6 +232,9 @@ class MaskIndex(Generic[T]):
 
     def add(self, generations: tuple[int, ...], value: T) -> None:
         """File a value under its mask, the oldest generation first; there is at least one."""
+        if len(generations) > MANY:
+            self._long[value] = generations
+            return
         tries = self._tries.get(len(generations))
         if tries is None:
             tries = self._tries[len(generations)] = tuple(MaskTrie() for _ in generations)
@@ -234,6 +243,9 @@ class MaskIndex(Generic[T]):
 
     def remove(self, generations: tuple[int, ...], value: T) -> None:
         """Take a value away; KeyError when it is not filed under this mask."""
+        if len(generations) > MANY:
+            del self._long[value]
+            return
         tries = self._tries[len(generations)]
         for trie, mask in zip(tries, generations, strict=True):
             trie.remove(mask, value)
@@ -245,4 +257,8 @@ class MaskIndex(Generic[T]):
         found: list[Iterable[T]] = []
         for count, tries in self._tries.items():
             found += tries[min(generation, count - 1)].find(filter)
+        for value, masks in self._long.items():
+            mask = masks[min(generation, len(masks) - 1)]
+            if mask & filter == mask:
+                found.append((value,))
         return found

@@ -39,14 +39,14 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, HelloFlag, MakeFlag
+from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, MAX_MASK_BYTES, HelloFlag, MakeFlag
 from kdbus_core.admission import check_kind, check_rights, resolve_account
 from kdbus_core.connection import Connection, Limits, Sink
 from kdbus_core.delivery import Delivery, Received
 from kdbus_core.endpoint import DEFAULT_NAME, Endpoint
 from kdbus_core.errors import KdbusError
 from kdbus_core.inbox import Inbox
-from kdbus_core.matches import Matches, MatchRule
+from kdbus_core.matches import Matches, MatchRule, count_mask_bytes
 from kdbus_core.metadata import (
     ConnectionInfo,
     Credentials,
@@ -66,7 +66,8 @@ from kdbus_core.notifications import (
     ReplyTimeout,
 )
 from kdbus_core.order import Order
-from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own
+from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own, may_see_name
+from kdbus_core.pool import Pool
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
 from kdbus_core.subscriptions import Rule, Subscriptions
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     from kdbus_core.caller import File
     from kdbus_core.domain import Bloom, Domain
     from kdbus_core.message import Message
-    from kdbus_core.pool import Pool
 
 Observer = Callable[[Notification], None]
 
@@ -153,7 +153,7 @@ class Bus:
             for endpoint in list(self.endpoints.values()):
                 endpoint.close()
             self.order.forget()
-        del self.domain.buses[self.name]
+            del self.domain.buses[self.name]
 
     def _check_active(self) -> None:
         if not self.active:
@@ -167,7 +167,7 @@ class Bus:
         process: Process,
         *,
         sink: Sink | None = None,
-        pool: Pool | None = None,
+        pool: Pool | Callable[[], Pool] | None = None,
         on_ready: Callable[[], None] | None = None,
         flags: HelloFlag = HelloFlag(0),  # noqa: B008 - a constant
         attach_send: int = 0,
@@ -183,6 +183,7 @@ class Bus:
     ) -> Connection:
         """Make a connection (HELLO): a native one with a `pool`, else a local one with a `sink`.
 
+        A pool may be a function that makes it once everything else is right.
         `process` opened the handle; `faked` are the credentials it speaks for,
         which only an owner of the bus may give.  `name` and `accesses` are an
         activator's or a policy holder's.  `on_ready` is called when a native
@@ -208,36 +209,39 @@ class Bus:
         if pool is not None and self.required & ~attach_send:
             raise KdbusError(ECONNREFUSED, f"the bus requires metadata {self.required:#x}")
         id = self.domain.next_id()
-        user = account or resolve_account(endpoint, process, faked)
+        user = account or resolve_account(endpoint, process, faked, is_local=pool is None)
         if max_connections is not None and user.connections >= max_connections:
             user.settle()
             raise KdbusError(EMFILE, f"uid {user.uid} has {user.connections} connections")
-        if quota is None:
-            size = limits.pool_size if pool is None else pool.size
-            quota = Quota(size // 2, limits.queued_messages, limits.in_flight_fds)
-        connection = Connection(
-            id,
-            endpoint,
-            process,
-            flags=flags,
-            faked=faked,
-            user=user,
-            is_owner=is_owner,
-            sink=sink,
-            inbox=None if pool is None else Inbox(pool, quota, on_ready),
-            description=description,
-            attach_send=attach_send,
-            attach_recv=attach_recv,
-            limits=limits,
-            quota=quota,
-        )
-        if name is not None:
-            try:
-                self._check_offer(connection, name)
+        try:
+            if name is not None and flags & HelloFlag.ACTIVATOR:
+                self._check_offer(name)
+            inbox: Inbox | None = None
+            if pool is not None:
+                pool = pool if isinstance(pool, Pool) else pool()
+                quota = quota or Quota(pool.size // 2, limits.queued_messages, limits.in_flight_fds)
+                inbox = Inbox(pool, quota, on_ready)
+            connection = Connection(
+                id,
+                endpoint,
+                process,
+                flags=flags,
+                faked=faked,
+                user=user,
+                is_owner=is_owner,
+                sink=sink,
+                inbox=inbox,
+                description=description,
+                attach_send=attach_send,
+                attach_recv=attach_recv,
+                limits=limits,
+                quota=quota or Quota(limits.pool_size // 2, limits.queued_messages, limits.in_flight_fds),
+            )
+            if name is not None:
                 self.policy.replace(connection, [PolicyEntry(name, tuple(accesses))])
-            except KdbusError:
-                user.settle()
-                raise
+        except KdbusError:
+            user.settle()
+            raise
         self._link(connection, name)
         return connection
 
@@ -257,9 +261,7 @@ class Bus:
         else:
             self.order.report(IdAdd(connection))
 
-    def _check_offer(self, connection: Connection, name: str) -> None:
-        if not connection.is_activator:
-            return
+    def _check_offer(self, name: str) -> None:
         entry = self.names.entry(name)
         if entry is not None and entry.activator is not None:
             raise KdbusError(EEXIST, f"'{name}' has an activator")
@@ -407,8 +409,10 @@ class Bus:
             return self.names.acquire(connection, name, flags)
 
     def name_release(self, connection: Connection, name: str) -> None:
-        """NAME_RELEASE; see `NameRegistry.release`."""
+        """NAME_RELEASE; see `NameRegistry.release`.  ESRCH also for a name the connection may not see."""
         self._check_ordinary(connection)
+        if name not in connection.names and not may_see_name(connection, name):
+            raise KdbusError(ESRCH, f"nobody owns '{name}'")
         with self.transaction():
             self.names.release(connection, name)
 
@@ -417,7 +421,7 @@ class Bus:
     def match_add(
         self, connection: Connection, cookie: int, rules: Sequence[MatchRule], *, replace: bool = False
     ) -> None:
-        """MATCH_ADD: receive what all of `rules` let through; EMFILE when there are too many.
+        """MATCH_ADD: receive what all of `rules` let through; EMFILE for too many, or too large masks.
 
         `replace` removes what stands under the cookie first.
         """
@@ -425,6 +429,8 @@ class Bus:
         if replace and cookie in connection.matches:
             self.matches.remove(connection, cookie)
         self._check_match_count(connection)
+        if connection.mask_bytes + count_mask_bytes(rules) > MAX_MASK_BYTES:
+            raise KdbusError(EMFILE, f"connection {connection.id} has masks of {connection.mask_bytes} bytes")
         self.matches.add(connection, cookie, rules)
 
     def match_remove(self, connection: Connection, cookie: int) -> None:
@@ -479,8 +485,9 @@ class Bus:
         calls = [call for call in connection.calls if call.cookie == cookie and not call.is_interrupted]
         if not calls:
             raise KdbusError(ENOENT, f"connection {connection.id} does not wait for {cookie}")
-        for call in calls:
-            call.cancel()
+        with self.transaction():
+            for call in calls:
+                call.cancel()
 
     def receive(
         self, connection: Connection, flags: int, priority: int, install: Callable[[File], int]

@@ -87,6 +87,7 @@ class Connection:
         "is_owner",
         "is_policy_holder",
         "limits",
+        "mask_bytes",
         "match_count",
         "matches",
         "names",
@@ -135,6 +136,7 @@ class Connection:
         self.matches: dict[int, list[MatchEntry]] = {}
         self.subscriptions: dict[int, list[Entry]] = {}
         self.match_count = 0  # of both kinds
+        self.mask_bytes = 0
         self.requests: dict[Connection, Window] = {}
         self.duties: dict[Connection, Window] = {}
         self.outstanding = 0

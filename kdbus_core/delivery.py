@@ -250,7 +250,7 @@ class Delivery:
             self._stamp(message)
             self._show_to_monitors(sender, message)
             self._insert(sender, receiver, inbox, message, name_id=name_id, tracker=tracker)
-        except KdbusError:
+        except BaseException:
             if call is not None:
                 call.withdraw()
             self._close(tracker)

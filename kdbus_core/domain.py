@@ -15,7 +15,7 @@ from collections.abc import Callable
 from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
 from typing import NamedTuple
 
-from kdbus_core.abi import MAX_BLOOM_SIZE, MAX_BUSES_PER_USER, MIN_BLOOM_SIZE, MakeFlag
+from kdbus_core.abi import MAX_BLOOM_SIZE, MAX_BUSES_PER_USER, MAX_POOL_SIZE, MIN_BLOOM_SIZE, MakeFlag
 from kdbus_core.bus import Bus
 from kdbus_core.errors import KdbusError
 from kdbus_core.metadata import Credentials, Process, parse_attach_flags
@@ -31,7 +31,10 @@ class Bloom(NamedTuple):
 
 
 class Domain:
-    """All buses of one domain; `owner` opens its control node, and so does everybody with `access`."""
+    """All buses of one domain; `owner` opens its control node, and so does everybody with `access`.
+
+    No connection has a pool of more than `max_pool_size` bytes.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Domain:
         *,
         name: str = "",
         parent: Domain | None = None,
+        max_pool_size: int = MAX_POOL_SIZE,
         owner: Credentials = Credentials(),  # noqa: B008 - a constant
         access: MakeFlag = MakeFlag.ACCESS_WORLD,
     ) -> None:
@@ -48,6 +52,7 @@ class Domain:
         self.parent = parent
         self.owner = owner
         self.access = access
+        self.max_pool_size = max_pool_size
         self.monotonic = monotonic
         self.realtime = realtime
         self.active = True
@@ -123,6 +128,7 @@ class Domain:
             self._random_bytes,
             self.monotonic,
             self.realtime,
+            max_pool_size=self.max_pool_size,
             name=name,
             parent=self,
             owner=process.credentials,

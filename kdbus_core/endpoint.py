@@ -72,9 +72,10 @@ class Endpoint:
             return
         self.active = False
         del self.bus.endpoints[self.name]
-        for connection in list(self.bus.connections.values()):
-            if connection.endpoint is self:
-                self.bus.disconnect(connection)
+        with self.bus.transaction():
+            for connection in list(self.bus.connections.values()):
+                if connection.endpoint is self:
+                    self.bus.disconnect(connection)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.bus.name}/{self.name})"

@@ -2,7 +2,8 @@
 
 A command succeeds or is refused with an errno of the kdbus interface; `why`
 says in words what was refused, for logs and for the person who asks.  A
-refusal changes nothing: whatever a command did before it failed is undone.
+refusal changes nothing, but for what the interface says of it: MATCH_ADD with
+REPLACE has removed what it was to replace, RECV has told what was lost.
 """
 
 from errno import errorcode

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum, IntFlag, auto
-from errno import EACCES, EBADF, EBADFD, EFAULT, EINVAL, ENOTTY, EPERM, ESHUTDOWN
+from errno import EACCES, EBADF, EBADFD, EFAULT, EINVAL, ENOMEM, ENOTTY, EPERM, ESHUTDOWN
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, assert_never
 
@@ -227,17 +228,22 @@ class Handle:
 
     def _hello(self, command: Arguments) -> None:
         attach_send, attach_recv, _, _, pool_size, *_ = command.fields
-        if not pool_size or pool_size % PAGE_SIZE:
-            raise KdbusError(EINVAL, f"a pool of {pool_size} bytes, which is no multiple of {PAGE_SIZE}")
-        faked = self._parse_faked(command)
         bus = self._endpoint.bus
-        pool = Pool(pool_size, None if self._make_memory is None else self._make_memory(pool_size))
-        offset, size = pool.answer(build_numbers_item(ItemType.BLOOM_PARAMETER, *bus.bloom))
+        if not 0 < pool_size <= bus.domain.max_pool_size or pool_size % PAGE_SIZE:
+            raise KdbusError(
+                EINVAL,
+                f"a pool of {pool_size} bytes: it has to be a multiple of {PAGE_SIZE}, "
+                f"at most {bus.domain.max_pool_size}",
+            )
+        faked = self._parse_faked(command)
+        # If the results cannot be said, nobody shall have been told of the connection.
+        command.write(_BUS_FLAGS_OFFSET, bytes(_BUS_FLAGS_AND_ID.size))
+        command.write(_BLOOM_OFFSET, bytes(_BLOOM_AND_ID128.size))
         connection = bus.hello(
             self._endpoint,
             self.process,
             flags=HelloFlag(command.flags),
-            pool=pool,
+            pool=partial(self._make_pool, pool_size),
             on_ready=self._on_ready,
             attach_send=attach_send,
             attach_recv=attach_recv,
@@ -247,6 +253,10 @@ class Handle:
             accesses=self._iterate_accesses(command),
         )
         try:
+            assert connection.inbox is not None
+            offset, size = connection.inbox.pool.answer(
+                build_numbers_item(ItemType.BLOOM_PARAMETER, *bus.bloom)
+            )
             command.write(_BUS_FLAGS_OFFSET, _BUS_FLAGS_AND_ID.pack(bus.flags, connection.id))
             command.write(_BLOOM_OFFSET, _BLOOM_AND_ID128.pack(offset, size, bus.id128))
         except KdbusError:
@@ -254,6 +264,15 @@ class Handle:
             raise
         self.connection = connection
         self.state = HandleState.CONNECTED
+
+    def _make_pool(self, size: int) -> Pool:
+        """The pool of a connection that there is going to be; ENOMEM where there is no memory for it."""
+        if self._make_memory is None:
+            return Pool(size)
+        try:
+            return Pool(size, self._make_memory(size))
+        except (OSError, OverflowError, MemoryError) as error:
+            raise KdbusError(ENOMEM, f"no memory for a pool of {size} bytes: {error}") from error
 
     def _parse_faked(self, command: Arguments) -> Snapshot | None:
         """For whom a connection will speak.

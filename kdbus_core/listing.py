@@ -9,7 +9,7 @@ only a monitor itself can be told.
 
 from __future__ import annotations
 
-from errno import EINVAL, ENXIO, ESRCH
+from errno import EINVAL, ENXIO, ESRCH, EXFULL
 from typing import TYPE_CHECKING
 
 from kdbus_core.abi import INFO, ItemType, ListFlag
@@ -43,7 +43,7 @@ def connection_record(bus: Bus, reader: Connection, *, id: int, name: str | None
         subject = _resolve_id(bus, reader, id)
     else:
         raise KdbusError(EINVAL, "neither an id nor a name")
-    return _record(subject.id, subject.flags, connection_items(subject, reader.process, mask))
+    return _record(subject.id, subject.flags, connection_items(subject, reader, mask))
 
 
 def creator_record(bus: Bus, reader: Connection, mask: int) -> bytes:
@@ -57,13 +57,15 @@ def creator_record(bus: Bus, reader: Connection, mask: int) -> bytes:
     return _record(bus.id, bus.flags, name + known)
 
 
-def list_records(bus: Bus, reader: Connection, flags: int) -> bytes:
+def list_records(bus: Bus, reader: Connection, flags: int, room: int) -> bytes:
     """A record for each place at a name that is asked for (LIST); with UNIQUE also for who has none.
 
     NAMES asks for owners, QUEUED for who waits and ACTIVATORS for who offers to start one.  Connections come
     in the order of their ids, and their names as they came by them; empty when there is nothing to list.
+    EXFULL as soon as there is more than `room` bytes.
     """
     records: list[bytes] = []
+    size = 0
     for connection in bus.connections.values():
         if connection.is_monitor:
             continue
@@ -72,10 +74,12 @@ def list_records(bus: Bus, reader: Connection, flags: int) -> bytes:
             for name, mine in connection.names.items()
             if flags & _lister_of(mine.flags) and may_see_name(reader, name)
         ]
-        if listed:
-            records += listed
-        elif flags & _LISTS_UNIQUE and may_see(reader, connection):
-            records.append(_record(connection.id, connection.flags, b""))
+        if not listed and flags & _LISTS_UNIQUE and may_see(reader, connection):
+            listed.append(_record(connection.id, connection.flags, b""))
+        records += listed
+        size += sum(map(len, listed))
+        if size > room:
+            raise KdbusError(EXFULL, f"the list takes more than {room} bytes")
     return b"".join(records)
 
 

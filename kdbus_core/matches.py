@@ -110,10 +110,6 @@ _NAME_CHANGE = int(ItemType.NAME_CHANGE)
 _ID_ADD = int(ItemType.ID_ADD)
 _ID_REMOVE = int(ItemType.ID_REMOVE)
 
-FEW = 32
-"""Up to this many entries of one connection are looked at one by one."""
-
-
 # What an entry asks of a notification: type, old id (or the id), new id, name.
 # Type 0 is an entry without rules; it is the whole of what that asks for.
 _Notice = tuple[int, int, int, str | None]
@@ -248,13 +244,21 @@ def _passing_notices(notification: NameChange | IdAdd | IdRemove) -> Iterator[_N
     yield type, MATCH_ANY, MATCH_ANY, None
 
 
+def count_mask_bytes(rules: Sequence[MatchRule]) -> int:
+    """The bytes of all masks, every generation counted."""
+    return sum(
+        len(generation) for rule in rules if isinstance(rule, BloomMask) for generation in rule.generations
+    )
+
+
 class Entry:
     """The rules of one entry, merged; `message` and `notice` are None where nothing can pass."""
 
-    __slots__ = ("connection", "is_settled", "message", "notice")
+    __slots__ = ("connection", "is_settled", "mask_bytes", "message", "notice")
 
     def __init__(self, connection: Connection, rules: Sequence[MatchRule]) -> None:
         self.connection = connection
+        self.mask_bytes = count_mask_bytes(rules)
         self.message = message = _merge_message(rules)
         self.notice = _merge_notice(rules)
         # Whether a message found by the first of sender, name and destination, and by mask, passes as it is.
@@ -269,7 +273,7 @@ class Matches:
     def __init__(self) -> None:
         self._count = 0
         self._messages: dict[_Key, MaskIndex[Entry]] = {}
-        self._notices: dict[_Notice, dict[Entry, None]] = {}
+        self._notices: dict[_Notice, dict[Connection, int]] = {}
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -287,6 +291,7 @@ class Matches:
         entry = Entry(connection, rules)
         connection.matches.setdefault(cookie, []).append(entry)
         connection.match_count += 1
+        connection.mask_bytes += entry.mask_bytes
         self._count += 1
         if entry.message is not None:
             key = entry.message.key
@@ -295,7 +300,8 @@ class Matches:
                 index = self._messages[key] = MaskIndex()
             index.add(entry.message.masks, entry)
         if entry.notice is not None:
-            self._notices.setdefault(entry.notice, {})[entry] = None
+            wanting = self._notices.setdefault(entry.notice, {})
+            wanting[connection] = wanting.get(connection, 0) + 1
 
     def remove(self, connection: Connection, cookie: int) -> int:
         """Remove all entries under a cookie (MATCH_REMOVE); how many, EBADSLT when there is none."""
@@ -303,6 +309,7 @@ class Matches:
         if entries is None:
             raise KdbusError(EBADSLT, f"connection {connection.id} has no match {cookie}")
         connection.match_count -= len(entries)
+        connection.mask_bytes -= sum(entry.mask_bytes for entry in entries)
         self._count -= len(entries)
         for entry in entries:
             if entry.message is not None:
@@ -313,7 +320,9 @@ class Matches:
                     del self._messages[key]
             if entry.notice is not None:
                 same = self._notices[entry.notice]
-                del same[entry]
+                same[connection] -= 1
+                if not same[connection]:
+                    del same[connection]
                 if not same:
                     del self._notices[entry.notice]
         return len(entries)
@@ -337,12 +346,6 @@ class Matches:
 
     def wants(self, connection: Connection, sender: Connection, filter: Filter, dst_id: int) -> bool:
         """Whether a connection wants a signal that is sent to it."""
-        if connection.match_count > FEW:
-            return any(
-                entry.connection is connection and self._is_for(entry, sender, dst_id)
-                for entries in self._passing(sender, filter, dst_id)
-                for entry in entries
-            )
         bits = int.from_bytes(filter.bits, "little")
         return any(
             entry.message is not None
@@ -355,7 +358,7 @@ class Matches:
     def notified(self, notification: NameChange | IdAdd | IdRemove) -> list[Connection]:
         """Who wants a notification, each once, by ascending id."""
         found = {
-            entry.connection for key in _passing_notices(notification) for entry in self._notices.get(key, ())
+            connection for key in _passing_notices(notification) for connection in self._notices.get(key, ())
         }
         return sorted(found, key=_by_id)
 

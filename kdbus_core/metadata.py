@@ -19,7 +19,7 @@ decide anything in the broker's own policy.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import lru_cache
@@ -37,6 +37,7 @@ from kdbus_core.namespaces import (
     PidNamespace,
     UserNamespace,
 )
+from kdbus_core.policy import may_see_name
 from kdbus_core.translation import build_process_items
 
 if TYPE_CHECKING:
@@ -161,10 +162,10 @@ class Stamp(NamedTuple):
 
 
 class AsSent(NamedTuple):
-    """What can change of a sender afterwards: its mask and, as items, its names. Kept with what may move."""
+    """What can change of a sender afterwards, kept with what may move: its mask, names and their flags."""
 
     attach_send: int
-    names: bytes
+    names: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +327,7 @@ def _may_read_proc(reader: Process, subject: Process) -> bool:
 
 def as_sent(sender: Connection) -> AsSent:
     """What is to be told of a sender with a message of now, whoever gets it later."""
-    return AsSent(sender.attach_send, _name_items(sender))
+    return AsSent(sender.attach_send, tuple(_primary_names(sender)) if sender.names else ())
 
 
 def message_items(
@@ -339,7 +340,7 @@ def message_items(
     mask = attach_mask(sender, receiver, sent)
     if not mask:
         return b""
-    items = _connection_items(sender, mask, sent)
+    items = _connection_items(sender, receiver, mask, sent)
     if sender.faked is None:
         process = sender.process
         items = process_items(process.snapshot, process, receiver.process, mask) + items
@@ -351,7 +352,7 @@ def notification_items(stamp: Stamp) -> bytes:
     return _TIMESTAMP_ITEM.pack(_TIMESTAMP_ITEM.size, ItemType.TIMESTAMP, *stamp)
 
 
-def connection_items(subject: Connection, reader: Process, mask: int) -> bytes:
+def connection_items(subject: Connection, reader: Connection, mask: int) -> bytes:
     """What CONN_INFO tells: of what is asked for all that the subject grants now.
 
     The process is as it was when the handle was opened, or exactly what was faked of it; names and
@@ -360,7 +361,7 @@ def connection_items(subject: Connection, reader: Process, mask: int) -> bytes:
     mask &= subject.attach_send
     process = subject.process
     snapshot = process.snapshot if subject.faked is None else as_snapshot(subject.faked)
-    return process_items(snapshot, process, reader, mask) + _connection_items(subject, mask)
+    return process_items(snapshot, process, reader.process, mask) + _connection_items(subject, reader, mask)
 
 
 def process_items(snapshot: Snapshot, origin: Process, reader: Process, mask: int) -> bytes:
@@ -383,23 +384,24 @@ def process_items(snapshot: Snapshot, origin: Process, reader: Process, mask: in
     return items
 
 
-def _connection_items(subject: Connection, mask: int, sent: AsSent | None = None) -> bytes:
+def _connection_items(
+    subject: Connection, reader: Connection, mask: int, sent: AsSent | None = None
+) -> bytes:
     items = b""
     if mask & _NAMES:
-        items = _name_items(subject) if sent is None else sent.names
+        names = _primary_names(subject) if sent is None else sent.names
+        items = b"".join(
+            _owned_name_item(flags, name)
+            for name, flags in names
+            if reader.endpoint.policy is None or may_see_name(reader, name)
+        )
     if mask & _CONN_DESCRIPTION and subject.description:
         items += _description_item(subject.description)
     return items
 
 
-def _name_items(subject: Connection) -> bytes:
-    return (
-        b"".join(
-            _owned_name_item(mine.flags, name) for name, mine in subject.names.items() if mine.flags & PRIMARY
-        )
-        if subject.names
-        else b""
-    )
+def _primary_names(subject: Connection) -> Iterable[tuple[str, int]]:
+    return [(name, mine.flags) for name, mine in subject.names.items() if mine.flags & PRIMARY]
 
 
 # The same few names and descriptions go out with every message.

@@ -64,15 +64,18 @@ class Order:
         self._reported.clear()
 
     def _flush(self) -> None:
-        if self._depth or self._is_telling:
+        if self._depth:
+            return
+        # Also for a command that a callback issues: its news is queued before it returns.
+        while self._reported:
+            notification = self._reported.popleft()
+            self._enqueue(notification)
+            self._enqueued.append(notification)
+        if self._is_telling:
             return
         self._is_telling = True
         try:
             while True:
-                while self._reported:
-                    notification = self._reported.popleft()
-                    self._enqueue(notification)
-                    self._enqueued.append(notification)
                 if self._enqueued:
                     self._tell(self._enqueued.popleft())
                 elif self._later:

@@ -29,6 +29,8 @@ from kdbus_core.errors import KdbusError
 
 CHUNK_SIZE = 64 * 1024
 """Bytes that `LazyMemory` provides at once."""
+KEPT_CHUNKS = 4
+"""How many of them it keeps when the pool is empty."""
 JOIN_LIMIT = 16 * 1024
 """Up to this many bytes a slice is written at once: copying its chunks costs less than a write of each."""
 
@@ -41,6 +43,9 @@ class Memory(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes that are there."""
+
+    def trim(self) -> None:
+        """The pool is empty: what is there is of no use to anybody, and its room may be given back."""
 
 
 class LazyMemory:
@@ -78,6 +83,11 @@ class LazyMemory:
             offset += count
             size -= count
         return b"".join(parts)
+
+    def trim(self) -> None:
+        """Keep no more than a little room for what comes next."""
+        if len(self._chunks) > KEPT_CHUNKS:
+            self._chunks = {index: self._chunks[index] for index in list(self._chunks)[:KEPT_CHUNKS]}
 
     def __len__(self) -> int:
         """Bytes that it takes."""
@@ -246,6 +256,8 @@ class Pool:
             self._absorb(before, slice_)
             slice_ = before
         self._put_in(slice_)
+        if not self.busy:
+            self.memory.trim()
 
     @staticmethod
     def _absorb(slice_: Slice, after: Slice) -> None:

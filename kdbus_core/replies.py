@@ -59,6 +59,7 @@ class Tracker:
         "cookie",
         "deadline",
         "is_counted",
+        "is_kept",
         "is_open",
         "is_queued",
         "name_id",
@@ -92,6 +93,11 @@ class Tracker:
         self.is_open = True
         self.is_queued = True  # at once, or it is undone at once
         self.is_counted = True
+        self.is_kept = False
+
+    def keep(self) -> None:
+        """It has ended, but until its deadline somebody who was interrupted may come for its outcome."""
+        self.is_kept = True
 
     def on_dequeued(self) -> None:
         """The request's message has left its queue, or will never get into one."""
@@ -296,6 +302,9 @@ class Replies:
                 del held[cookie]
                 held.requester.outstanding -= 1
                 lost.append(Lost(held.requester, cookie, None))
+            elif held.is_kept:
+                assert held.waiter is not None
+                held.waiter.forget()
             else:
                 self.close(held)
                 lost.append(Lost(held.requester, held.cookie, held))
@@ -352,7 +361,7 @@ def _is_due(entry: tuple[int, int, Window | Tracker, int]) -> bool:
     """Whether the request of a deadline still waits for it."""
     deadline, _, held, cookie = entry
     if isinstance(held, Tracker):
-        return held.is_open
+        return held.is_open or held.is_kept
     return held.get(cookie) == deadline
 
 

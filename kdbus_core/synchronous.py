@@ -40,6 +40,7 @@ class SyncCall:
 
     __slots__ = (
         "_entry",
+        "_kept",
         "_order",
         "_replies",
         "cookie",
@@ -60,6 +61,7 @@ class SyncCall:
         self._replies = replies
         self._order = order
         self._entry: Entry | None = None
+        self._kept: Tracker | None = None
         self.sender = sender
         self.cookie = message.cookie
         self.destination = message.dst_id, message.dst_name
@@ -94,7 +96,6 @@ class SyncCall:
 
     def lose(self, errno: int) -> None:
         """End because the request was closed without a reply."""
-        self.tracker = None
         self._settle(errno)
 
     def cancel(self, errno: int = ECANCELED) -> None:
@@ -120,9 +121,11 @@ class SyncCall:
         tracker, self.tracker = self.tracker, None
         if tracker is not None:
             tracker.waiter = call
+            call.deadline = self.deadline
             call.wait(tracker)
             return
         assert self.outcome is not None
+        self._let_go()
         call._entry, self._entry = self._entry, None
         call._finish(self.outcome)
 
@@ -137,7 +140,18 @@ class SyncCall:
         elif errno == ETIMEDOUT:
             self.forget()  # the same SEND would be too late as well
         elif self.outcome is None:
+            assert tracker is not None
+            kept = [call for call in self.sender.calls if call.outcome is not None]
+            if len(kept) >= self.sender.limits.outstanding_requests:
+                kept[0].forget()
             self.outcome = errno
+            self._kept = tracker
+            tracker.keep()
+
+    def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.is_kept = False
 
     def _finish(self, errno: int) -> None:
         if not self.done:
@@ -159,6 +173,7 @@ class SyncCall:
         tracker, self.tracker = self.tracker, None
         if tracker is not None:
             self._replies.close(tracker)
+        self._let_go()
         entry, self._entry = self._entry, None
         if entry is not None:
             assert self.sender.inbox is not None

@@ -36,6 +36,7 @@ from busproxy.transport.fds import FdSet
 from busproxy.wire.sasl import SaslServer
 from kdbus_core.domain import Domain
 from kdbus_core.metadata import Credentials, Process
+from kdbus_core.node import is_valid_node_name
 from kdbus_core.quota import Quota
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class EmbeddedBus:
         self._mechanisms: tuple[str, ...] = ()
         creator = Credentials(uid=self.uid, gid=os.getegid(), pid=self.pid)
         self.domain = Domain(os.urandom, time.monotonic_ns, time.time_ns)
-        self.bus = self.domain.make_bus(f"{self.uid}-{config.type or 'bus'}", Process.of(creator))
+        name = f"{self.uid}-{config.type or 'bus'}"
+        self.bus = self.domain.make_bus(
+            name if is_valid_node_name(name) else f"{self.uid}-bus", Process.of(creator)
+        )
         self.bus.names.replacers_first = True
         self.guid = self.bus.id128.hex()
         self.router = Router(self.bus, poller, loop, log, config.limits, config.connect, self.uid)

@@ -132,7 +132,8 @@ def _creator_info(connection: Connection, caller: Caller, command: Arguments) ->
 
 
 def _list(connection: Connection, caller: Caller, command: Arguments) -> None:
-    records = list_records(connection.endpoint.bus, connection, command.flags)
+    room = _pool(connection).size
+    records = list_records(connection.endpoint.bus, connection, command.flags, room)
     _answer(connection, command, _LIST_RESULT_OFFSET, records)
 
 

@@ -65,7 +65,7 @@ def parse_access(item: Item, process: Process) -> Access:
 def parse_faked(items: Iterable[Item], process: Process) -> Snapshot | None:
     """The credentials that somebody speaks for, None when there are no items that say so.
 
-    2^32-1 is an id that is not known, 0 a pid that is not known; any other has to exist (EINVAL).
+    In CREDS 2^32-1 is an id that is not known, in PIDS 0; any other has to exist (EINVAL).
     """
     faked: dict[int, bytes] = {item.type: item.payload for item in items if item.type in _FAKED_ITEMS}
     if not faked:

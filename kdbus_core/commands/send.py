@@ -1,6 +1,6 @@
 """SEND: a message, and for a synchronous one the wait for its reply.
 
-A message is read and checked (see `message_parser`), then handed to the bus.
+A message is read and checked (see `messages`), then handed to the bus.
 A synchronous call may wait; until it is over, the command's struct is where
 its result goes, and the file that cancels it is held and watched.  However it
 ends, the result is written, the canceller let go, and only then is told that
@@ -108,7 +108,7 @@ def _call(connection: Connection, message: Message, waiting: _Waiting) -> SyncCa
         waiting.stop()
         raise
     waiting.watch(call)
-    if not call.done:
+    if not waiting.is_told:
         return call
     waiting.stop()
     if call.errno:
@@ -134,12 +134,13 @@ class _Waiting:
         self._on_done = on_done
         self._unwatch: Callable[[], None] | None = None
         self._returned = False
+        self.is_told = False
 
     def watch(self, call: SyncCall) -> None:
         """From now on the command has returned, unless it is done or the canceller readable already."""
         if self._canceller is not None:
             self._unwatch = self._canceller.watch(call.cancel)
-        self._returned = not call.done
+        self._returned = not self.is_told
 
     def stop(self) -> None:
         """Let go of the canceller."""
@@ -151,6 +152,7 @@ class _Waiting:
 
     def on_done(self, call: SyncCall) -> None:
         """Write the result; a reply whose place cannot be written is lost, and its slice is free again."""
+        self.is_told = True
         if not call.errno:
             call.errno = self._hand_over(call)
         if self._returned:

@@ -30,6 +30,7 @@ NAME = "org.example.Name"
 OTHER = "org.example.Other"
 EVERYTHING = int(ListFlag.UNIQUE | ListFlag.NAMES | ListFlag.ACTIVATORS | ListFlag.QUEUED)
 NOBODY = 0x0FFF_FFFF_FFFF_FFFF
+ROOM = 1 << 20
 
 
 def owned(flags: int, name: str) -> Items:
@@ -43,7 +44,7 @@ def show(town: Town, *names: str) -> None:
 
 
 def listed(town: Town, reader: Connection, flags: int) -> list[tuple[int, Items]]:
-    return [(id, items) for id, _, items in decode_records(list_records(town.bus, reader, flags))]
+    return [(id, items) for id, _, items in decode_records(list_records(town.bus, reader, flags, ROOM))]
 
 
 def info(
@@ -74,7 +75,7 @@ class Square(Town):
 
 def test_everything_is_listed_one_place_at_a_name_a_record_and_never_a_monitor() -> None:
     square = Square()
-    assert decode_records(list_records(square.bus, square.owner, EVERYTHING)) == [
+    assert decode_records(list_records(square.bus, square.owner, EVERYTHING, ROOM)) == [
         (square.owner.id, HelloFlag.ACCEPT_FD, owned(PRIMARY | ALLOW_REPLACEMENT, NAME)),
         (square.owner.id, HelloFlag.ACCEPT_FD, owned(PRIMARY, OTHER)),
         (square.queued.id, 0, owned(IN_QUEUE | QUEUE, NAME)),
@@ -127,24 +128,24 @@ def test_unique_adds_only_who_is_not_listed_with_a_name() -> None:
 def test_a_bare_record_has_24_bytes() -> None:
     town = Town()
     reader = town.connect(flags=HelloFlag.ACCEPT_FD)
-    assert list_records(town.bus, reader, ListFlag.UNIQUE) == pack("=3Q", 24, reader.id, 1)
+    assert list_records(town.bus, reader, ListFlag.UNIQUE, ROOM) == pack("=3Q", 24, reader.id, 1)
 
 
 @pytest.mark.parametrize("flags", [0, ListFlag.NAMES, ListFlag.QUEUED, ListFlag.ACTIVATORS])
 def test_a_list_of_nothing_is_empty(flags: int) -> None:
     town = Town()
-    assert list_records(town.bus, town.connect(), flags) == b""
+    assert list_records(town.bus, town.connect(), flags, ROOM) == b""
 
 
 def test_even_a_monitor_is_not_listed_to_itself() -> None:
     town = Town()
-    assert list_records(town.bus, town.connect(flags=HelloFlag.MONITOR), EVERYTHING) == b""
+    assert list_records(town.bus, town.connect(flags=HelloFlag.MONITOR), EVERYTHING, ROOM) == b""
 
 
 def test_on_a_custom_endpoint_with_no_policy_nobody_is_listed() -> None:
     square = Square()
     reader = square.connect(BOB, endpoint=square.custom_endpoint)
-    assert list_records(square.bus, reader, EVERYTHING) == b""
+    assert list_records(square.bus, reader, EVERYTHING, ROOM) == b""
 
 
 def test_on_a_custom_endpoint_hidden_names_are_left_out() -> None:

@@ -11,7 +11,6 @@ from broker_world import World, refused
 from kdbus_core.abi import DST_BROADCAST, DST_NAME, MATCH_ANY, ItemType
 from kdbus_core.connection import Connection
 from kdbus_core.matches import (
-    FEW,
     BloomMask,
     DstIdMatch,
     Filter,
@@ -310,7 +309,7 @@ class TestRecipients:
         scene.listen(connection=scene.other)
         assert not scene.hears()
 
-    @pytest.mark.parametrize("count", [FEW, FEW + 1])
+    @pytest.mark.parametrize("count", [32, 33])
     def test_it_does_not_matter_how_many_entries_one_has(self, scene: Scene, count: int) -> None:
         scene.listen(connection=scene.other)
         for _ in range(count - 2):

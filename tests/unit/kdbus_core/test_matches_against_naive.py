@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from kdbus_core.abi import DST_BROADCAST, DST_NAME, MATCH_ANY, ItemType
 from kdbus_core.connection import Connection
 from kdbus_core.matches import (
-    FEW,
     BloomMask,
     DstIdMatch,
     Filter,
@@ -169,7 +168,7 @@ def test_receivers_are_those_whose_rules_pass(
     if is_many:
         # More entries than are looked at one by one, none of which ever passes.
         for connection in connections:
-            for _ in range(FEW + 1):
+            for _ in range(33):
                 matches.add(connection, 99, [IdMatch(77)])
     for entry in installed:
         matches.add(connections[entry.owner], entry.cookie, entry.rules)

@@ -11,6 +11,7 @@ import pytest
 from broker_world import refused
 from metadata_world import ALICE, BOB, KNOWN, STAMP, Town, a_process, decode, types
 
+from kdbus_core import Connection
 from kdbus_core.abi import ATTACH_ALL, UNSET_ID, AttachFlag, ItemType, MakeFlag
 from kdbus_core.metadata import (
     Audit,
@@ -297,13 +298,17 @@ def test_what_was_faked_is_not_taken_for_the_process() -> None:
 # CONN_INFO
 
 
+def told(subject: Connection, reader: Process, mask: int) -> bytes:
+    return connection_items(subject, Town().connect(process=reader), mask)
+
+
 def test_all_that_is_asked_for_and_granted_is_told_but_never_a_time() -> None:
     town = Town()
     subject = town.connect(description="a subject")
     town.names.acquire(subject, NAME, 0)
-    assert types(connection_items(subject, BOB, ATTACH_ALL)) == ALL_ITEMS[:-1]
-    assert connection_items(subject, BOB, AttachFlag.TIMESTAMP) == b""
-    assert types(connection_items(subject, BOB, AttachFlag.EXE | AttachFlag.NAMES)) == [
+    assert types(told(subject, BOB, ATTACH_ALL)) == ALL_ITEMS[:-1]
+    assert told(subject, BOB, AttachFlag.TIMESTAMP) == b""
+    assert types(told(subject, BOB, AttachFlag.EXE | AttachFlag.NAMES)) == [
         ItemType.EXE,
         ItemType.OWNED_NAME,
     ]
@@ -312,9 +317,9 @@ def test_all_that_is_asked_for_and_granted_is_told_but_never_a_time() -> None:
 @pytest.mark.parametrize("flags", [MakeFlag(0), MakeFlag.FINAL_METADATA])
 def test_nothing_is_told_that_is_not_granted_at_the_moment(flags: MakeFlag) -> None:
     subject = Town(flags=flags).connect(description="a subject", attach_send=0)
-    assert connection_items(subject, BOB, ATTACH_ALL) == b""
+    assert told(subject, BOB, ATTACH_ALL) == b""
     subject.attach_send = int(AttachFlag.PIDS)
-    assert types(connection_items(subject, BOB, ATTACH_ALL)) == [ItemType.PIDS]
+    assert types(told(subject, BOB, ATTACH_ALL)) == [ItemType.PIDS]
 
 
 @pytest.mark.parametrize(
@@ -329,13 +334,13 @@ def test_nothing_is_told_that_is_not_granted_at_the_moment(flags: MakeFlag) -> N
 )
 def test_exactly_what_was_faked_is_told(faked: dict[str, Any], expected: list[ItemType]) -> None:
     subject = Town().connect(faked=Snapshot(**faked), description="a proxy")
-    assert types(connection_items(subject, BOB, ATTACH_ALL)) == [*expected, ItemType.CONN_DESCRIPTION]
+    assert types(told(subject, BOB, ATTACH_ALL)) == [*expected, ItemType.CONN_DESCRIPTION]
 
 
 def test_faked_values_are_told_as_they_were_given() -> None:
     subject = Town().connect(faked=Credentials(uid=0, gid=77, pid=78, groups=(79,), label=b"label"))
     unset = UNSET_ID
-    assert decode(connection_items(subject, BOB, ATTACH_ALL)) == [
+    assert decode(told(subject, BOB, ATTACH_ALL)) == [
         (ItemType.CREDS, pack("=8Q", unset, 0, unset, unset, unset, 77, unset, unset)),
         (ItemType.PIDS, pack("=3Q", 78, 0, 0)),
         (ItemType.AUXGROUPS, pack("=Q", 79)),
@@ -346,7 +351,7 @@ def test_faked_values_are_told_as_they_were_given() -> None:
 def test_faked_ids_are_told_as_the_reader_has_them() -> None:
     reader = a_process(user_namespace=UserNamespace(INITIAL_USER_NAMESPACE, (Extent(0, 77, 1),), ()))
     subject = Town().connect(faked=Snapshot(creds=unset_but(euid=77, egid=78)))
-    ((_, payload),) = decode(connection_items(subject, reader, ATTACH_ALL))
+    ((_, payload),) = decode(told(subject, reader, ATTACH_ALL))
     assert payload == pack("=8Q", *unset_but(euid=0, egid=65534))
 
 
@@ -357,15 +362,15 @@ def unset_but(**ids: int) -> Creds:
 def test_the_process_is_told_as_it_was_and_the_names_as_they_are() -> None:
     town = Town()
     subject = town.connect(attach_send=AttachFlag.NAMES | AttachFlag.PID_COMM)
-    before = connection_items(subject, BOB, ATTACH_ALL)
+    before = told(subject, BOB, ATTACH_ALL)
     town.names.acquire(subject, NAME, 0)
-    assert connection_items(subject, BOB, ATTACH_ALL).startswith(before)
-    assert decode(connection_items(subject, BOB, ATTACH_ALL))[1:] == [owned(PRIMARY, NAME)]
+    assert told(subject, BOB, ATTACH_ALL).startswith(before)
+    assert decode(told(subject, BOB, ATTACH_ALL))[1:] == [owned(PRIMARY, NAME)]
 
 
 def test_an_activator_is_told_of_with_its_name_while_nobody_owns_it() -> None:
     town = Town()
     activator = town.connect_activator(NAME)
-    assert types(connection_items(activator, BOB, AttachFlag.NAMES)) == [ItemType.OWNED_NAME]
+    assert types(told(activator, BOB, AttachFlag.NAMES)) == [ItemType.OWNED_NAME]
     town.names.acquire(town.connect(), NAME, 0)
-    assert connection_items(activator, BOB, AttachFlag.NAMES) == b""
+    assert told(activator, BOB, AttachFlag.NAMES) == b""

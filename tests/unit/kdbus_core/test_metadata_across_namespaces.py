@@ -98,7 +98,8 @@ def test_inside_the_user_is_root_and_may_do_everything(crossing: Crossing) -> No
 
 
 def test_inside_it_is_what_it_is_inside(crossing: Crossing) -> None:
-    items = dict(decode(connection_items(crossing.inside, INSIDE, AttachFlag.CREDS | AttachFlag.PIDS)))
+    reader = Town().connect(process=INSIDE)
+    items = dict(decode(connection_items(crossing.inside, reader, AttachFlag.CREDS | AttachFlag.PIDS)))
     assert items == {ItemType.CREDS: ids(0), ItemType.PIDS: pack("=3Q", 1, 1, 0)}
 
 
