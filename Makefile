@@ -10,10 +10,12 @@ PYTEST_ARGS ?=
 export PYTHON SYSTEM_PACKAGES
 
 BIN = .venv/bin
+COVERED = kdbus_core/names.py,kdbus_core/matches.py,kdbus_core/bloom_index.py,kdbus_core/policy.py,$\
+          kdbus_core/quota.py,kdbus_core/pool.py,kdbus_core/replies.py
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL = help
-.PHONY: help run test lint soak deep fuzz bench clean
+.PHONY: help run test lint cover soak deep fuzz bench clean
 
 help: ## list these commands
 	@sed -n -e '/^[a-z]*:.*## /{' -e 's/:.*## /          /' -e 's/^\(.\{8\}\) */  make \1/p' -e '}' Makefile
@@ -32,6 +34,12 @@ lint: ## check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+cover: ## measure which branches of the broker its tests take; names, matches, policy, quota, pool, replies: all
+	@scripts/set-up.sh test
+	$(PYTEST) --cov=kdbus_core --cov-branch --cov-report=term-missing:skip-covered tests/unit/kdbus_core tests/kdbus \
+		$(PYTEST_ARGS) </dev/null
+	$(BIN)/python -m coverage report --fail-under=100 --include='$(COVERED)'
+
 soak: ## two hundred clients at once for a minute
 	@scripts/set-up.sh test
 	@$(BIN)/python scripts/client_programs.py
@@ -47,7 +55,7 @@ fuzz: ## feed the wire codec, the handshake and the broker's commands with broke
 	$(BIN)/python -m tests.fuzz.fuzz_wire
 	$(BIN)/python -m tests.fuzz.fuzz_handle
 
-bench: ## measure the installed buses side by side, and the broker alone, in about two minutes
+bench: ## measure the installed buses side by side, and the broker alone, in about a minute
 	@scripts/set-up.sh run
 	$(BIN)/python -m bench --quick
 	$(BIN)/python -m bench.broker --quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ENOMEM
 from struct import pack
 
 import pytest
@@ -9,6 +10,7 @@ from support.kdbus import Client, Hello, ItemType, World, layout
 from support.kdbus.layout import ATTACH_ALL, GROUP, PAGE, SEE, TALK, UNSET_ID, USER, WORLD, access
 
 from kdbus_core.metadata import INITIAL_USER_NAMESPACE, Extent, PidNamespace, UserNamespace
+from kdbus_core.pool import Memory
 
 from .errno_provoking import provokes
 
@@ -80,9 +82,9 @@ def test_hello_with_a_long_description(world: World) -> None:
     world.connect(description="x" * 64)
 
 
-@provokes("HELLO", "EINVAL", "pool_size is 0 or no multiple of the page size")
-@pytest.mark.parametrize("size", [0, 1, PAGE - 8, PAGE + 8, 2**64 - 8])
-def test_hello_with_half_a_page(world: World, size: int) -> None:
+@provokes("HELLO", "EINVAL", "pool_size is 0, no multiple of the page size, or above what the domain allows")
+@pytest.mark.parametrize("size", [0, 1, PAGE - 8, PAGE + 8, 2**30 + PAGE, 2**64 - PAGE, 2**64 - 8])
+def test_hello_with_half_a_page_or_too_many(world: World, size: int) -> None:
     world.connect(pool_size=size)
 
 
@@ -177,6 +179,17 @@ def test_hello_of_one_too_many(world: World) -> None:
     for _ in range(1024):
         world.connect(task, pool_size=PAGE)
     world.connect(task, pool_size=PAGE)
+
+
+@provokes("HELLO", "ENOMEM", "the host has no memory for the pool")
+@pytest.mark.parametrize("error", [OSError(ENOMEM, "no memory"), MemoryError(), OverflowError()])
+def test_hello_without_memory(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def make_memory(size: int) -> Memory:
+        raise error
+
+    client = world.open()
+    monkeypatch.setattr(client.handle, "_make_memory", make_memory)
+    client.command(layout.HELLO, pool_size=PAGE)
 
 
 @provokes("HELLO", "EEXIST", "the name has an activator")

@@ -296,6 +296,14 @@ def test_matching_too_much(client: Client, flags: int) -> None:
     client.add_match(cookie=4096, flags=flags)
 
 
+@provokes("MATCH_ADD", "EMFILE", "the masks of the connection would have more than 16 MiB")
+def test_matching_with_too_much(client: Client) -> None:
+    mask = layout.bloom_mask(*[bytes(layout.BLOOM_SIZE)] * 500)
+    for cookie in range(2**24 // (500 * layout.BLOOM_SIZE)):
+        client.add_match(mask, cookie=cookie)
+    client.add_match(mask, cookie=4096)
+
+
 @provokes("MATCH_REMOVE", "EBADSLT", "there is no match with the cookie")
 @pytest.mark.parametrize("what", ["nothing", "another cookie", "another connection", "removed"])
 def test_removing_what_is_not_matched(world: World, client: Client, what: str) -> None:
