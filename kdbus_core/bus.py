@@ -56,7 +56,7 @@ from kdbus_core.metadata import (
     parse_attach_flags,
 )
 from kdbus_core.names import PRIMARY, NameRegistry
-from kdbus_core.node import check_own_name
+from kdbus_core.node import check_own_name, is_valid_node_name
 from kdbus_core.notifications import (
     IdAdd,
     IdRemove,
@@ -206,6 +206,8 @@ class Bus:
         check_rights(flags, faked, is_owner=is_owner)
         attach_send = parse_attach_flags(attach_send)
         attach_recv = parse_attach_flags(attach_recv)
+        if pool is not None and description and not is_valid_node_name(description):
+            raise KdbusError(EINVAL, f"'{description}' is not a description")
         if pool is not None and self.required & ~attach_send:
             raise KdbusError(ECONNREFUSED, f"the bus requires metadata {self.required:#x}")
         id = self.domain.next_id()

@@ -12,6 +12,7 @@ for the privileged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
 from typing import NamedTuple
 
@@ -141,12 +142,13 @@ class Domain:
         if not self.active:
             return
         self.active = False
-        for domain in list(self.domains.values()):
-            domain.close()
-        for bus in list(self.buses.values()):
-            bus.close()
         if self.parent is not None:
             del self.parent.domains[self.name]
+        with ExitStack() as closing:  # all of it, whatever a callback does
+            for bus in self.buses.values():
+                closing.callback(bus.close)
+            for domain in self.domains.values():
+                closing.callback(domain.close)
 
     def _uuid(self) -> bytes:
         raw = bytearray(self._random_bytes(16))

@@ -84,3 +84,5 @@ class Order:
                     return
         finally:
             self._is_telling = False
+            if self._enqueued or self._later:
+                self._flush()  # one that fails keeps nothing from the others

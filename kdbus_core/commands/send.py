@@ -139,7 +139,7 @@ class _Waiting:
     def watch(self, call: SyncCall) -> None:
         """From now on the command has returned, unless it is done or the canceller readable already."""
         if self._canceller is not None:
-            self._unwatch = self._canceller.watch(call.cancel)
+            self._unwatch = self._canceller.watch(lambda: None if call.done else call.cancel())
         self._returned = not self.is_told
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from errno import EBADSLT, EMLINK, ENXIO, EPERM
+from struct import error as StructError
 
 import pytest
 from broker_world import refused
@@ -21,7 +22,9 @@ from native_world import (
 from kdbus_core import Connection
 from kdbus_core.abi import DST_NAME, ItemType, MessageFlag
 from kdbus_core.connection import Limits
-from kdbus_core.message import Vec
+from kdbus_core.delivery import Delivery
+from kdbus_core.message import Message, Vec
+from kdbus_core.pool import LazyMemory
 
 
 @pytest.fixture
@@ -321,6 +324,45 @@ def test_an_answered_request_gives_its_slot_back(world: World) -> None:
         world.reply(replier, requester, 7, 8)
         assert inbox_of(requester).reserved == 0
     assert world.read(requester) == ["#8"] * 3
+
+
+# What breaks half-way
+
+
+@pytest.mark.parametrize("ask", [World.request, World.call])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("owner", "step"), [(Delivery, "_next_stamp"), (Message, "compose"), (LazyMemory, "write")]
+)
+def test_whatever_is_raised_in_the_middle_of_a_request_leaves_nothing_of_it(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    step: str,
+    error: type[BaseException],
+    ask: Callable[..., object],
+) -> None:
+    requester, replier = world.connect(limits=Limits(outstanding_requests=1)), world.connect()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, fail)
+        with pytest.raises(error):
+            ask(world, requester, replier, 7, world.fds("a"))
+    world.assert_idle(requester, replier)
+    world.assert_files_closed()
+    assert world.bus.replies.next_deadline() is None
+    world.request(requester, replier, 7)
+    assert world.read(replier) == ["#7"]
+
+
+def test_a_request_that_no_bytes_can_say_leaves_nothing(world: World) -> None:
+    requester, replier = world.connect_many(2)
+    with pytest.raises(StructError):
+        world.request(requester, replier, 7, priority=1 << 63)
+    world.assert_idle(requester, replier)
 
 
 # How many

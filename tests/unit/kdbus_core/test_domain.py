@@ -7,7 +7,7 @@ from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
 import pytest
 from broker_world import OWNER, STRANGER, World, refused, zeros
 
-from kdbus_core import Credentials, Domain
+from kdbus_core import Credentials, Domain, Message, MessageFlag, Pool, SyncCall
 from kdbus_core.abi import ATTACH_ALL, ATTACH_ANY, AttachFlag, MakeFlag
 from kdbus_core.domain import Bloom
 from kdbus_core.metadata import Creds, Process, Snapshot
@@ -276,3 +276,24 @@ def test_a_domain_says_who_opens_its_control_node(access: MakeFlag, expected: bo
 
 def test_the_control_node_of_the_outermost_domain_is_open_to_all() -> None:
     assert Domain(zeros).may_open(Process.of(Credentials()))
+
+
+def test_a_callback_that_fails_does_not_keep_a_domain_open() -> None:
+    domain = Domain(zeros)
+    root = Process.of(OWNER, privileged=True)
+    inner = domain.make_domain("inner", root)
+    buses = [where.make_bus("1000-test", Process.of(OWNER)) for where in (domain, inner)]
+    buses.append(domain.make_bus("1000-other", Process.of(OWNER)))
+
+    def fail(call: SyncCall) -> None:
+        raise RuntimeError
+
+    for bus in buses:
+        caller, callee = (bus.hello(bus.endpoint, bus.creator, pool=Pool(4096)) for _ in range(2))
+        message = Message([], flags=MessageFlag.EXPECT_REPLY, dst_id=callee.id, cookie=1, timeout_ns=1)
+        bus.call(caller, message, fail)
+    with pytest.raises(RuntimeError):
+        domain.close()
+    assert not domain.buses
+    assert not domain.domains
+    assert not any(bus.active for bus in buses)

@@ -64,7 +64,7 @@ class Call:
         self.timeout = timeout
         self.start()
 
-    def start(self) -> None:
+    def start(self, on_done: Callable[[int], None] | None = None) -> None:
         items = [] if self.canceller is None else [cancel_item(self.caller.thread.open(self.canceller))]
         self.caller.send(
             build_message(
@@ -75,7 +75,7 @@ class Call:
             ),
             flags=SendFlag.SYNC_REPLY,
             items=items,
-            on_done=self.ends.append,
+            on_done=on_done or self.ends.append,
         )
         self.address = self.caller.address
 
@@ -353,6 +353,44 @@ def test_a_reply_that_came_in_between_is_there_when_the_call_is_made_again() -> 
     offset, size, _ = call.result
     assert offset < POOL_SIZE
     assert size
+
+
+def test_a_call_made_again_where_another_one_ends_is_told_of_its_end_when_its_result_is_written() -> None:
+    call = Call(canceller=OpenFile())
+    by_signal(call)
+    call.reply()
+    told: list[str] = []
+    results: list[tuple[int, ...]] = []
+    again: list[SyncCall | None] = []
+
+    def on_done_again(errno: int) -> None:
+        told.append(f"again {errno}")
+        results.append(call.result)
+
+    def on_done_other(errno: int) -> None:
+        call.start(on_done_again)
+        again.append(call.caller.pending)
+        told.append(f"other {errno}")
+        results.append(call.result)
+
+    other = Client(call.caller.handle)
+    other.send(
+        build_message(
+            dst_id=call.callee.id, flags=MessageFlag.EXPECT_REPLY, cookie=6, timeout_or_reply=LATER
+        ),
+        flags=SendFlag.SYNC_REPLY,
+        on_done=on_done_other,
+    )
+    call.callee.send(build_message(dst_id=call.caller.id, cookie=10, timeout_or_reply=6))
+    (pending,) = again
+    assert pending is not None
+    assert (pending.done, pending.errno) == (True, 0)
+    assert told == ["other 0", "again 0"]
+    offset, size, flags = results[1]
+    assert results[0] == (POOL_SIZE, 0, 0)
+    assert (call.caller.read_message(offset, size).cookie, flags) == (9, 0)
+    assert call.canceller is not None
+    call.caller.thread.assert_no_reference_left(call.canceller)
 
 
 def test_a_cancelling_command_ends_only_calls_with_its_cookie() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from errno import EINVAL
 from typing import Any
 
 import pytest
+from broker_world import refused
 from native_mail import inbox_of
 from native_world import (
     EVERY_NOTICE,
@@ -159,12 +161,12 @@ def test_a_native_connection_is_what_it_asked_to_be(world: World) -> None:
         flags=HelloFlag.ACCEPT_FD,
         attach_send=2**64 - 1,
         attach_recv=AttachFlag.PIDS,
-        description="a service",
+        description="a-service",
     )
     assert connection.is_ordinary
     assert connection.is_owner
     assert (connection.attach_send, connection.attach_recv) == (ATTACH_ALL, AttachFlag.PIDS)
-    assert connection.description == "a service"
+    assert connection.description == "a-service"
     assert connection.process is OWNER
     assert connection.credentials is OWNER.credentials
     assert inbox_of(connection).pool.size == 4 * PAGE_SIZE
@@ -270,3 +272,9 @@ def test_a_user_has_1024_connections(world: World) -> None:
     world.connect(OWNER)
     world.bus.disconnect(connections[0])
     world.connect(STRANGER, flags=NO_FLAGS)
+
+
+@pytest.mark.parametrize("description", ["a service", "-a", "x" * 64, "dé"])
+def test_a_description_is_a_name_as_nodes_have(world: World, description: str) -> None:
+    with refused(EINVAL):
+        world.bus.hello(world.bus.endpoint, OWNER, pool=Pool(PAGE_SIZE), description=description)

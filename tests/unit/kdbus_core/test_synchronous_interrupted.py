@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from errno import EBADSLT
+from errno import EBADSLT, ETIMEDOUT
 
 import pytest
 from broker_world import refused
+from native_mail import inbox_of
 from native_world import (
     NAME,
     SECOND,
@@ -14,6 +15,11 @@ from native_world import (
     running_world,
 )
 from waiting_scene import Scene
+
+from kdbus_core import Connection
+from kdbus_core.connection import Limits
+
+FOREVER = 2**64 - 1
 
 
 @pytest.fixture
@@ -61,6 +67,19 @@ def test_a_call_taken_up_again_keeps_its_deadline(world: World) -> None:
     world.pass_time()
     assert again.outcomes == ["ETIMEDOUT"]
     assert world.read(scene.caller) == []
+
+
+def test_a_call_taken_up_with_less_time_keeps_its_deadline_for_who_comes_next(world: World) -> None:
+    scene = Scene(world)
+    scene.interrupt()
+    world.pass_time(SECOND // 2)
+    hurried = scene.call_again(wait=SECOND // 10)
+    hurried.interrupt()
+    world.pass_time(SECOND // 4)
+    last = scene.call_again()
+    assert world.read(scene.replier) == ["#7"]
+    world.pass_time(SECOND // 4)
+    assert (hurried.outcomes, last.outcomes) == (["EINTR"], ["ETIMEDOUT"])
 
 
 def test_a_call_that_waits_or_was_cancelled_is_not_taken_up_again_but_sent_once_more(world: World) -> None:
@@ -111,6 +130,73 @@ def test_how_an_interrupted_call_has_ended_is_forgotten_at_its_deadline(world: W
     assert world.read(scene.replier) == ["#7", "#7"]
     scene.break_off()
     world.assert_idle(scene.replier)
+
+
+def keep_reply(scene: Scene) -> None:
+    """Interrupt the call; its reply, with a file, then waits for whoever takes it up."""
+    scene.interrupt()
+    scene.world.reply(scene.replier, scene.caller, 7, 8, scene.world.fds("a"))
+    assert scene.caller.calls
+    assert scene.caller.quota.total_memory
+    assert inbox_of(scene.caller).pool.busy
+
+
+def test_a_reply_that_nobody_takes_up_is_kept_until_its_deadline_and_no_longer(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    keep_reply(scene)
+    assert world.bus.replies.next_deadline() == world.clock.now + SECOND
+    world.pass_time(SECOND - 1)
+    assert scene.caller.calls
+    world.pass_time(1)
+    assert world.bus.replies.next_deadline() is None
+    assert inbox_of(scene.caller).pool.busy == 0
+    assert world.read(scene.caller) == []
+    world.assert_idle(scene.caller, scene.replier)
+    world.assert_files_closed()
+
+
+def test_who_comes_back_after_the_deadline_finds_that_the_reply_has_gone(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    keep_reply(scene)
+    world.pass_time(3 * SECOND)
+    with refused(ETIMEDOUT):
+        scene.call_again(wait=-SECOND)
+    world.assert_idle(scene.caller, scene.replier)
+    world.assert_files_closed()
+
+
+def test_the_deadline_of_a_reply_that_was_taken_up_means_nothing_more(world: World) -> None:
+    scene = Scene(world, is_read=True)
+    keep_reply(scene)
+    assert scene.call_again().outcomes == ["#8"]
+    assert world.bus.replies.next_deadline() is None
+    second = world.call(scene.caller, scene.replier, 7, wait=2 * SECOND)
+    world.pass_time()
+    assert second.outcomes == []
+
+
+def get_reply(world: World, caller: Connection, replier: Connection, cookie: int) -> None:
+    world.take(replier)
+    world.reply(replier, caller, cookie, 99, world.fds(f"of {cookie}"))
+
+
+def get_none(world: World, caller: Connection, replier: Connection, cookie: int) -> None:
+    world.drop(replier)
+
+
+@pytest.mark.parametrize(("end", "outcome"), [(get_reply, "#99"), (get_none, "EPIPE")])
+def test_no_more_outcomes_are_kept_than_requests_may_be_outstanding(
+    world: World, end: Callable[[World, Connection, Connection, int], None], outcome: str
+) -> None:
+    caller = world.connect(limits=Limits(outstanding_requests=3))
+    replier = world.connect()
+    for cookie in range(1, 11):
+        world.call(caller, replier, cookie, wait=FOREVER - world.clock.now).interrupt()
+        end(world, caller, replier, cookie)
+    assert [call.cookie for call in caller.calls] == [8, 9, 10]
+    assert [world.call(caller, replier, cookie).outcomes for cookie in (8, 9, 10)] == [[outcome]] * 3
+    world.assert_idle(caller, replier)
+    world.assert_files_closed()
 
 
 def test_another_destination_makes_it_another_call(world: World) -> None:
