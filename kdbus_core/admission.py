@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from kdbus_core.abi import UNSET_ID, HelloFlag
 from kdbus_core.errors import KdbusError
-from kdbus_core.metadata import as_credentials, as_snapshot
+from kdbus_core.metadata import Credentials
 from kdbus_core.names import is_valid_name
 from kdbus_core.policy import is_valid_policy_name
 
 if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
-    from kdbus_core.metadata import Credentials, Process, Snapshot
+    from kdbus_core.metadata import Process, Snapshot
     from kdbus_core.quota import User
 
 SPECIAL = int(HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER)
@@ -66,11 +66,12 @@ def resolve_account(
     """
     if endpoint.user is not None:
         return endpoint.user
-    uid = process.real_uid
-    if is_local:
-        spoken_for = None if faked is None else as_credentials(faked).uid
-        uid = uid if spoken_for is None else spoken_for
-    elif faked is not None and process.privileged:
-        creds = as_snapshot(faked).creds
-        uid = uid if creds is None or creds.uid == UNSET_ID else creds.uid
-    return endpoint.bus.domain.user(uid)
+    spoken_for: int | None = None
+    if faked is not None and (is_local or process.privileged):
+        spoken_for = faked.uid if isinstance(faked, Credentials) else _real_uid(faked)
+    return endpoint.bus.domain.user(process.real_uid if spoken_for is None else spoken_for)
+
+
+def _real_uid(faked: Snapshot) -> int | None:
+    creds = faked.creds
+    return None if creds is None or creds.uid == UNSET_ID else creds.uid

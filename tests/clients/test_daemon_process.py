@@ -632,3 +632,17 @@ def test_calls_that_need_a_descriptor_are_refused_when_there_is_none(
             os.close(fd)
     assert "Traceback" not in place.stderr
     assert end(process) == 0
+
+
+# The type of the bus
+
+
+@kinds
+@pytest.mark.parametrize("type", ["my bus", "a/b", "ends-", "x" * 80], ids=["blank", "slash", "dash", "long"])
+def test_a_type_may_be_any_text(place: Place, kind: str, type: str) -> None:
+    text = place.config.read_text()
+    place.config.write_text(text.replace("<type>session</type>", f"<type>{type}</type>"))
+    assert type in place.config.read_text()
+    process, address = place.start(kind)
+    assert ask(address)
+    assert end(process) == 0

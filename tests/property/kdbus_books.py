@@ -181,6 +181,7 @@ def check_requests(bus: Bus, connections: list[Connection]) -> None:
         assert connection.outstanding == outstanding
         assert outstanding <= connection.limits.outstanding_requests
     deadlines = [tracker.deadline for tracker in opened]
+    deadlines += [call._kept.deadline for one in connections for call in one.calls if call._kept is not None]
     assert bus.replies.next_deadline() == min(deadlines, default=None)
 
 

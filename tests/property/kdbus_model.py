@@ -85,8 +85,8 @@ class Ledger:
         """Reply notifications that are due: type, requester, cookie."""
         self.ends: dict[Request, int] = {}
         """Calls that end with the command under way, and how."""
-        self.kept: list[tuple[Peer, int, int]] = []
-        """How requests of interrupted calls have ended: whose, under which cookie, and the errno."""
+        self.kept: list[tuple[Peer, int, int, int]] = []
+        """How requests of interrupted calls have ended: whose, which cookie, the errno, and the deadline."""
         self.holders: dict[str, int] = {}
         self.name_ids: Counter[str] = Counter()
         """How often each name has come into being: a name that had gone is another one when it is back."""
@@ -133,7 +133,7 @@ class Ledger:
             if not request.is_interrupted:
                 self.ends[request] = errno
             elif errno not in (ETIMEDOUT, ESHUTDOWN):
-                self.kept.append((request.requester, request.cookie, errno))
+                self.kept.append((request.requester, request.cookie, errno, request.deadline))
         elif notice is not None:
             self.notices.append((notice, request.requester.id, request.cookie))
 
@@ -142,6 +142,7 @@ class Ledger:
         due = [one for one in self.requests if one.deadline <= self.world.monotonic_ns]
         for request in sorted(due, key=lambda one: (one.deadline, one.number)):
             self.end(request, ETIMEDOUT, ItemType.REPLY_TIMEOUT)
+        self.kept = [one for one in self.kept if one[3] > self.world.monotonic_ns]
 
     def interrupt(self, request: Request) -> None:
         """The caller came back; the request stays open and nobody will be told how it ends."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbus_core.bloom_index import FEW, LEAF_SIZE, MaskIndex, MaskTrie
+from kdbus_core.bloom_index import FEW, LEAF_SIZE, MANY, MaskIndex, MaskTrie
 
 WIDTH = 12
 # Among few bits masks share much, so that they part in every way there is.
@@ -190,3 +190,67 @@ class TestGenerations:
         index.remove((1,), "c")
         assert len(index) == 0
         assert not index
+
+
+class TestManyGenerations:
+    """Masks of more generations than have tries."""
+
+    @staticmethod
+    def long(count: int = MANY + 1, first: int = 0) -> tuple[int, ...]:
+        """So many generations, each with a bit of its own."""
+        return tuple(1 << first + generation for generation in range(count))
+
+    @pytest.mark.parametrize("count", [MANY, MANY + 1, 3 * MANY])
+    def test_a_filter_is_compared_with_its_generation_or_the_last(self, count: int) -> None:
+        index: MaskIndex[str] = MaskIndex()
+        index.add(self.long(count), "value")
+        for generation in (*range(count + 2), 2**64 - 1):
+            wanted = 1 << min(generation, count - 1)
+            assert [list(values) for values in index.find(generation, wanted)] == [["value"]]
+            assert [list(values) for values in index.find(generation, 1 << 500 | wanted)] == [["value"]]
+            assert index.find(generation, (1 << count) - 1 ^ wanted) == []
+
+    def test_equal_ones_and_short_ones_are_found_beside_each_other(self) -> None:
+        index: MaskIndex[str] = MaskIndex()
+        for value in ("a", "b"):
+            index.add(self.long(), value)
+        index.add((1,), "short")
+        index.add(self.long(first=1), "other")
+        assert sorted(value for values in index.find(0, 1) for value in values) == ["a", "b", "short"]
+
+    def test_only_the_one_that_is_removed_goes(self) -> None:
+        index: MaskIndex[str] = MaskIndex()
+        for value in ("a", "b"):
+            index.add(self.long(), value)
+        index.remove(self.long(), "a")
+        assert [list(values) for values in index.find(0, 1)] == [["b"]]
+        assert index
+        index.remove(self.long(), "b")
+        assert index.find(0, 1) == []
+        assert not index
+
+    def test_what_is_not_there_cannot_be_removed(self) -> None:
+        index: MaskIndex[str] = MaskIndex()
+        index.add(self.long(), "a")
+        with pytest.raises(KeyError):
+            index.remove(self.long(), "b")
+        assert index
+
+    @pytest.mark.parametrize("count", [MANY + 1, 500])
+    def test_they_take_one_place_each_however_many_generations_there_are(self, count: int) -> None:
+        index: MaskIndex[int] = MaskIndex()
+        for value in range(10):
+            index.add(self.long(count, first=value), value)
+        assert len(index._long) == 10
+        assert len(index) == 0, "there is no node for them"
+        for value in range(10):
+            index.remove(self.long(count, first=value), value)
+        assert not index._long
+
+    def test_lengths_of_which_there_are_many_make_no_tries(self) -> None:
+        index: MaskIndex[int] = MaskIndex()
+        for count in range(1, 100):
+            index.add(self.long(count), count)
+        assert len(index._tries) == MANY
+        assert len(index) <= MANY * (MANY + 1) // 2
+        assert sorted(value for values in index.find(0, 1) for value in values) == list(range(1, 100))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from errno import (
+    EAGAIN,
     ECONNREFUSED,
     EEXIST,
     EFAULT,
     EINVAL,
     EMFILE,
     ENAMETOOLONG,
+    ENOMEM,
+    ENOSPC,
     EOPNOTSUPP,
     EPERM,
 )
@@ -34,8 +37,11 @@ from handle_world import (
 
 from kdbus_core.abi import (
     ATTACH_ALL,
+    MATCH_ANY,
     MAX_CONNECTIONS_PER_USER,
+    MAX_POOL_SIZE,
     NEGOTIATE,
+    PAGE_SIZE,
     UNSET_ID,
     AccessLevel,
     AccessType,
@@ -47,7 +53,7 @@ from kdbus_core.abi import (
 from kdbus_core.handle import Handle, HandleState
 from kdbus_core.items import BLOOM_PARAMETER, build_item, build_numbers_item, build_string_item, iterate_items
 from kdbus_core.metadata import Creds, Pids, Snapshot
-from kdbus_core.pool import LazyMemory
+from kdbus_core.pool import CHUNK_SIZE, LazyMemory
 
 CREDS = build_numbers_item(ItemType.CREDS, *[2000] * 8)
 PIDS = build_numbers_item(ItemType.PIDS, 7, 8, 0)
@@ -259,8 +265,21 @@ def test_a_pool_consists_of_pages(pool_size: int) -> None:
         HandleWorld().open().hello(pool_size=pool_size)
 
 
-def test_a_pool_of_any_number_of_pages_costs_nothing_until_it_is_used() -> None:
-    HandleWorld().open().hello(pool_size=(1 << 64) - 4096)
+def test_the_largest_pool_costs_nothing_until_it_is_used() -> None:
+    client = HandleWorld().connect(pool_size=MAX_POOL_SIZE)
+    assert client.handle.connection is not None
+    assert client.handle.connection.inbox is not None
+    memory = client.handle.connection.inbox.pool.memory
+    assert isinstance(memory, LazyMemory)
+    assert len(memory) <= CHUNK_SIZE  # where the bloom parameters were
+
+
+@pytest.mark.parametrize("pool_size", [MAX_POOL_SIZE + PAGE_SIZE, 1 << 62, (1 << 64) - PAGE_SIZE])
+def test_a_larger_pool_is_refused(pool_size: int) -> None:
+    world = HandleWorld()
+    with refused(EINVAL):
+        world.open().hello(pool_size=pool_size)
+    assert not world.bus.connections
 
 
 NAMED = [name_item(NAME)]
@@ -383,9 +402,11 @@ def test_a_user_has_1024_connections() -> None:
 
 
 @pytest.mark.parametrize("position", [40, 48, 64, 72, 80, 88])
-def test_a_hello_whose_results_cannot_be_written_leaves_nobody_behind(position: int) -> None:
+def test_a_hello_whose_results_cannot_be_written_is_announced_to_nobody(position: int) -> None:
     world = HandleWorld()
     watcher = world.connect()
+    for kind in (ItemType.ID_ADD, ItemType.ID_REMOVE):
+        watcher.run(Command.MATCH_ADD, items=[build_numbers_item(kind, MATCH_ANY, 0)])
     client = world.open()
     data = build_command(Command.HELLO, 0, 0, 0, 0, POOL_SIZE)
     address = client.thread.put(data)
@@ -395,3 +416,107 @@ def test_a_hello_whose_results_cannot_be_written_leaves_nobody_behind(position: 
     assert client.is_in(HandleState.NONE)
     assert client.handle.connection is None
     assert list(world.bus.connections.values()) == [watcher.handle.connection]
+    with refused(EAGAIN):
+        watcher.receive()
+    assert watcher.busy == 0
+
+
+# The memory of a pool
+
+
+LOOKED_AT_LAST = {"a bad policy", "a policy before its name", "an unknown type of access", "two names"}
+"""Refusals for whom a policy names, which is read when there is a pool."""
+
+
+class MemoryMaker:
+    """Makes memories and remembers how large they were to be; fails with `error` if there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.sizes: list[int] = []
+        self.error = error
+
+    def __call__(self, size: int) -> LazyMemory:
+        self.sizes.append(size)
+        if self.error is not None:
+            raise self.error
+        return LazyMemory()
+
+
+@pytest.mark.parametrize("case", sorted(REFUSALS.keys() - LOOKED_AT_LAST))
+def test_for_a_connection_that_may_not_be_no_memory_is_made(case: str) -> None:
+    process, flags, items, errno = REFUSALS[case]
+    world, make_memory = HandleWorld(), MemoryMaker()
+    client = Client(Handle(world.bus.endpoint, process, make_memory=make_memory))
+    with refused(errno):
+        client.hello(flags=flags, items=items)
+    assert make_memory.sizes == []
+
+
+@pytest.mark.parametrize("pool_size", [0, 1, MAX_POOL_SIZE + PAGE_SIZE])
+def test_for_a_pool_of_a_wrong_size_no_memory_is_made(pool_size: int) -> None:
+    make_memory = MemoryMaker()
+    client = Client(Handle(HandleWorld().bus.endpoint, OWNER, make_memory=make_memory))
+    with refused(EINVAL):
+        client.hello(pool_size=pool_size)
+    assert make_memory.sizes == []
+
+
+def test_for_a_connection_too_many_no_memory_is_made() -> None:
+    world, make_memory = HandleWorld(), MemoryMaker()
+    for _ in range(MAX_CONNECTIONS_PER_USER):
+        world.open().hello(pool_size=PAGE_SIZE)
+    with refused(EMFILE):
+        Client(Handle(world.bus.endpoint, OWNER, make_memory=make_memory)).hello()
+    assert make_memory.sizes == []
+
+
+def test_where_metadata_is_required_no_memory_is_made_for_who_does_not_grant_it() -> None:
+    world, make_memory = requiring(1), MemoryMaker()
+    with refused(ECONNREFUSED):
+        Client(Handle(world.bus.endpoint, OWNER, make_memory=make_memory)).hello(attach_send=0)
+    assert make_memory.sizes == []
+
+
+def test_an_activator_of_a_name_that_has_one_gets_no_memory() -> None:
+    world, make_memory = HandleWorld(), MemoryMaker()
+    world.connect(flags=ACTIVATOR, items=NAMED)
+    with refused(EEXIST):
+        Client(Handle(world.bus.endpoint, OWNER, make_memory=make_memory)).hello(flags=ACTIVATOR, items=NAMED)
+    assert make_memory.sizes == []
+
+
+@pytest.mark.parametrize("position", [40, 48, 64, 72, 80, 88])
+def test_a_hello_whose_results_cannot_be_written_gets_no_memory(position: int) -> None:
+    make_memory = MemoryMaker()
+    client = Client(Handle(HandleWorld().bus.endpoint, OWNER, make_memory=make_memory))
+    address = client.thread.put(build_command(Command.HELLO, 0, 0, 0, 0, POOL_SIZE))
+    client.thread.protect(address + position, 8)
+    with refused(EFAULT):
+        client.handle.ioctl(client.thread, Command.HELLO, address)
+    assert make_memory.sizes == []
+
+
+@pytest.mark.parametrize("error", [OSError(ENOSPC, "full"), MemoryError(), OverflowError("too large")])
+def test_memory_that_cannot_be_made_is_missing(error: Exception) -> None:
+    world, make_memory = HandleWorld(), MemoryMaker(error)
+    watcher = world.connect()
+    watcher.run(Command.MATCH_ADD, items=[build_numbers_item(ItemType.ID_ADD, MATCH_ANY, 0)])
+    client = Client(Handle(world.bus.endpoint, STRANGER, make_memory=make_memory))
+    with refused(ENOMEM):
+        client.hello()
+    assert make_memory.sizes == [POOL_SIZE]
+    assert client.is_in(HandleState.NONE)
+    assert list(world.bus.connections.values()) == [watcher.handle.connection]
+    assert world.domain.user(2000).connections == 0
+    with refused(EAGAIN):
+        watcher.receive()
+    make_memory.error = None
+    client.hello()
+    assert client.is_in(HandleState.CONNECTED)
+
+
+def test_what_else_goes_wrong_with_memory_is_not_hidden() -> None:
+    make_memory = MemoryMaker(ZeroDivisionError())
+    client = Client(Handle(HandleWorld().bus.endpoint, OWNER, make_memory=make_memory))
+    with pytest.raises(ZeroDivisionError):
+        client.hello()

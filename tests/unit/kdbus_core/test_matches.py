@@ -9,6 +9,7 @@ import pytest
 from broker_world import World, refused
 
 from kdbus_core.abi import DST_BROADCAST, DST_NAME, MATCH_ANY, ItemType
+from kdbus_core.bloom_index import MANY
 from kdbus_core.connection import Connection
 from kdbus_core.matches import (
     BloomMask,
@@ -149,6 +150,36 @@ class TestBloomMasks:
         scene.matches.remove(scene.listener, once)
         scene.listen(BloomMask((bits({0: 1}),) * 5))
         assert scene.matches.index_size == size
+
+    @pytest.mark.parametrize("count", [MANY, MANY + 1, SIZE])
+    def test_it_does_not_matter_how_many_generations_a_mask_has(self, scene: Scene, count: int) -> None:
+        cookie = scene.listen(BloomMask(tuple(bits({generation: 1}) for generation in range(count))))
+        for generation in (0, 1, count - 2, count - 1, count, 2**64 - 1):
+            right = min(generation, count - 1)
+            assert scene.hears(Filter(generation, bits({right: 3})))
+            assert not scene.hears(Filter(generation, bits(dict.fromkeys(range(right), 1))))
+        scene.matches.remove(scene.listener, cookie)
+        assert not scene.hears(Filter(0, b"\xff" * SIZE))
+        assert scene.matches.index_size == 0
+
+    def test_masks_of_many_generations_take_no_room_for_each(self, scene: Scene) -> None:
+        for first in range(10):
+            generations = (bits({(first + n) % SIZE: 1 + n % 255}) for n in range(500))
+            scene.listen(BloomMask(tuple(generations)))
+        assert scene.matches.index_size == 1
+        (index,) = scene.matches._messages.values()
+        assert len(index._long) == 10
+
+    def test_the_bytes_of_all_masks_are_counted_while_they_are_there(self, scene: Scene) -> None:
+        cookies = [
+            scene.listen(BloomMask((bits(),) * 3), BloomMask((bits({1: 1}),)), IdMatch(ANY)),
+            scene.listen(BloomMask((bits(),)), IdNotice(ItemType.ID_ADD, ANY)),  # passes for nothing
+            scene.listen(IdMatch(ANY)),
+        ]
+        for cookie, left in zip(cookies, (SIZE, 0, 0), strict=True):
+            assert scene.listener.mask_bytes > left or not left
+            scene.matches.remove(scene.listener, cookie)
+            assert scene.listener.mask_bytes == left
 
 
 class TestSenders:
@@ -373,6 +404,22 @@ class TestNotifications:
         scene.matches.disconnect(scene.listener)
         scene.listen(NameNotice(REMOVE, scene.sender.id, 0, NAME))
         assert scene.is_told(scene.change(scene.sender, None))
+
+    @pytest.mark.parametrize("rules", [(), (IdNotice(ItemType.ID_ADD, ANY),)])
+    def test_equal_entries_of_one_connection_are_one_place(
+        self, scene: Scene, rules: tuple[MatchRule, ...]
+    ) -> None:
+        cookies = [scene.listen(*rules) for _ in range(100)]
+        (wanting,) = scene.matches._notices.values()
+        assert list(wanting) == [scene.listener]
+        scene.listen(*rules, connection=scene.other)
+        assert list(wanting) == [scene.listener, scene.other]
+        scene.matches.disconnect(scene.other)
+        for cookie in cookies:
+            assert scene.is_told(IdAdd(scene.sender))
+            scene.matches.remove(scene.listener, cookie)
+        assert not scene.is_told(IdAdd(scene.sender))
+        assert scene.matches.index_size == 0
 
     def test_rules_of_one_kind_are_all_to_pass(self, scene: Scene) -> None:
         sender, other = scene.sender, scene.other
