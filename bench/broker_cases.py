@@ -5,7 +5,8 @@ was. An operation that did not do what it says raises AssertionError, be it at o
 afterwards; so no number stands for work that was not done.
 
 The size is what grows from row to row: bytes of payload, connections, names, matches. All else stays as it
-is, also who receives: where matching is measured exactly one connection wants the message.
+is, also who receives: where matching is measured one connection wants the message. "match" is asked with
+signals that come again and again, "match, unheard-of" with such as have not been seen for long.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +46,15 @@ from kdbus_core.abi import (
     NameFlag,
 )
 from kdbus_core.items import VEC, build_item
-from kdbus_core.matches import DstIdMatch, IdMatch, IdNotice, MatchRule, NameMatch, NameNotice
+from kdbus_core.matches import (
+    REMEMBERED,
+    DstIdMatch,
+    IdMatch,
+    IdNotice,
+    MatchRule,
+    NameMatch,
+    NameNotice,
+)
 from kdbus_core.message import Message, Vec
 from kdbus_core.notifications import NameChange
 
@@ -300,11 +309,18 @@ def _prepare_matches(
     for number in range(size - 1):
         bus.match_add(subscribers[number % SUBSCRIBERS], number, [rules.foreign()])
     bus.match_add(listener, 0, [rules.passing])
-    ask = _ask_for_notified(bus, sender) if is_notified else _ask_for_recipients(bus, sender)
+    ask = _ask_for_notified(bus, sender) if is_notified else _ask_for_recipients(bus, sender, SIGNALS)
+    ask_anew = ask if is_notified else _ask_for_recipients(bus, sender, 4 * REMEMBERED)
 
     def match(times: int) -> None:
         for number in range(times):
             assert ask(number) == [listener]
+
+    following = count()  # goes on from run to run, so that none finds what the one before has asked
+
+    def match_anew(times: int) -> None:
+        for _ in range(times):
+            assert listener in ask_anew(next(following))
 
     more = [[rules.foreign()] for _ in range(SIGNALS)]
 
@@ -318,13 +334,17 @@ def _prepare_matches(
         assert not newcomer.match_count
         assert listener.match_count + sum(other.match_count for other in subscribers) == size
 
-    return [Operation("match", match, check), Operation("add, remove", change, check)]
+    operations = [Operation("match", match, check), Operation("add, remove", change, check)]
+    if not is_notified:
+        operations.insert(1, Operation("match, unheard-of", match_anew, check))
+    return operations
 
 
-def _ask_for_recipients(bus: Bus, sender: Connection) -> Callable[[int], list[Connection]]:
-    signals = [make_signal(number) for number in range(SIGNALS)]
+def _ask_for_recipients(bus: Bus, sender: Connection, different: int) -> Callable[[int], list[Connection]]:
+    """With so many different signals one after the other, and then the first one again."""
+    signals = [make_signal(number % SIGNALS, argument=number) for number in range(different)]
     recipients = bus.matches.recipients
-    return lambda number: recipients(sender, signals[number % SIGNALS], DST_BROADCAST)
+    return lambda number: recipients(sender, signals[number % different], DST_BROADCAST)
 
 
 def _ask_for_notified(bus: Bus, sender: Connection) -> Callable[[int], list[Connection]]:

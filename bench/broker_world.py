@@ -197,8 +197,9 @@ MEMBER = "member:Changed"
 PATH = "path:/org/example/bench"
 
 
-def make_signal(number: int) -> Filter:
+def make_signal(number: int, argument: int | None = None) -> Filter:
     """The filter of one of many similar signals, with the strings that senders put into it."""
+    argument = number if argument is None else argument
     return make_filter(
         "message-type:signal",
         INTERFACE,
@@ -207,7 +208,7 @@ def make_signal(number: int) -> Filter:
         "path-slash-prefix:/org/example",
         "path-slash-prefix:/org/example/bench",
         f"path-slash-prefix:/org/example/bench/{number}",
-        f"arg0:argument{number}",
+        f"arg0:argument{argument}",
     )
 
 

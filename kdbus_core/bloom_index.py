@@ -213,11 +213,17 @@ class MaskTrie(Generic[T]):
 
 
 class MaskIndex(Generic[T]):
-    """Values filed under masks of one or more generations."""
+    """Values filed under masks of one or more generations.
 
-    __slots__ = ("_long", "_tries")
+    Senders send the same signals again and again, so it `remembers` what it has found for that many filters,
+    until a mask comes or goes.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_found", "_long", "_remembers", "_tries")
+
+    def __init__(self, *, remembers: int = 0) -> None:
+        self._remembers = remembers
+        self._found: dict[tuple[int, int], list[Iterable[T]]] = {}
         # By number of generations; each value is in all tries of its number.
         self._tries: dict[int, tuple[MaskTrie[T], ...]] = {}
         # Masks of more generations than pay for tries of their own, looked at one by one.
@@ -232,6 +238,7 @@ class MaskIndex(Generic[T]):
 
     def add(self, generations: tuple[int, ...], value: T) -> None:
         """File a value under its mask, the oldest generation first; there is at least one."""
+        self._found.clear()
         if len(generations) > MANY:
             self._long[value] = generations
             return
@@ -243,6 +250,7 @@ class MaskIndex(Generic[T]):
 
     def remove(self, generations: tuple[int, ...], value: T) -> None:
         """Take a value away; KeyError when it is not filed under this mask."""
+        self._found.clear()
         if len(generations) > MANY:
             del self._long[value]
             return
@@ -253,7 +261,21 @@ class MaskIndex(Generic[T]):
             del self._tries[len(generations)]
 
     def find(self, generation: int, filter: int) -> list[Iterable[T]]:
-        """The values under every mask that a filter of this generation contains, in groups."""
+        """The values under every mask that a filter of this generation contains, in groups.
+
+        What is returned is to be read at once; it is not the caller's to keep or change.
+        """
+        key = generation, filter
+        found = self._found.get(key)
+        if found is None:
+            found = self._search(generation, filter)
+            if self._remembers:
+                if len(self._found) >= self._remembers:
+                    self._found.clear()
+                self._found[key] = found
+        return found
+
+    def _search(self, generation: int, filter: int) -> list[Iterable[T]]:
         found: list[Iterable[T]] = []
         for count, tries in self._tries.items():
             found += tries[min(generation, count - 1)].find(filter)

@@ -129,6 +129,9 @@ _Key = tuple[Literal["any", "source", "name", "destination"], int | str]
 
 _ANY_KEY: _Key = ("any", 0)
 
+REMEMBERED = 1024
+"""For how many filters it is remembered which of the entries that ask for no sender pass."""
+
 
 class _Message(NamedTuple):
     """What an entry asks of a message; the masks are integers, oldest generation first."""
@@ -297,7 +300,7 @@ class Matches:
             key = entry.message.key
             index = self._messages.get(key)
             if index is None:
-                index = self._messages[key] = MaskIndex()
+                index = self._messages[key] = MaskIndex(remembers=REMEMBERED if key == _ANY_KEY else 0)
             index.add(entry.message.masks, entry)
         if entry.notice is not None:
             wanting = self._notices.setdefault(entry.notice, {})

@@ -116,6 +116,8 @@ def test_each_size_gets_a_row_with_all_rounds_for_each_operation() -> None:
     assert [(row.operation, row.size) for row in rows] == [
         ("match", 10),
         ("match", 20),
+        ("match, unheard-of", 10),
+        ("match, unheard-of", 20),
         ("add, remove", 10),
         ("add, remove", 20),
     ]
@@ -124,7 +126,7 @@ def test_each_size_gets_a_row_with_all_rounds_for_each_operation() -> None:
         assert len(row.cpu_us) == 3
         assert min(row.cpu_us) > 0
         assert row.times == 1
-    assert [row.growth for row in rows if row.size == 10] == [1.0, 1.0]
+    assert [row.growth for row in rows if row.size == 10] == [1.0] * 3
 
 
 def test_the_collector_is_as_it_was_afterwards() -> None:

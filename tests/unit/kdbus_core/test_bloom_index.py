@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given
@@ -254,3 +254,38 @@ class TestManyGenerations:
         assert len(index._tries) == MANY
         assert len(index) <= MANY * (MANY + 1) // 2
         assert sorted(value for values in index.find(0, 1) for value in values) == list(range(1, 100))
+
+
+class TestWhatIsRemembered:
+    def test_a_filter_that_comes_again_is_not_looked_up_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        index: MaskIndex[str] = MaskIndex(remembers=2)
+        searched: list[int] = []
+        search = MaskIndex._search
+
+        def count(self: MaskIndex[str], generation: int, filter: int) -> list[Iterable[str]]:
+            searched.append(filter)
+            return search(self, generation, filter)
+
+        monkeypatch.setattr(MaskIndex, "_search", count)
+        index.add((1,), "a")
+        for filter in (1, 1, 3, 1, 3):
+            assert [[*group] for group in index.find(0, filter)] == [["a"]]
+        assert searched == [1, 3]
+        index.find(0, 5)
+        index.find(0, 1)
+        assert searched == [1, 3, 5, 1]
+
+    def test_what_comes_or_goes_is_seen_at_once(self) -> None:
+        index: MaskIndex[str] = MaskIndex(remembers=8)
+        assert index.find(0, 3) == []
+        index.add((1,), "a")
+        index.add((1, 2, 3, 4, 5), "many")
+        assert sorted(value for group in index.find(0, 3) for value in group) == ["a", "many"]
+        index.remove((1,), "a")
+        index.remove((1, 2, 3, 4, 5), "many")
+        assert index.find(0, 3) == []
+
+    def test_each_generation_is_remembered_for_itself(self) -> None:
+        index: MaskIndex[str] = MaskIndex(remembers=8)
+        index.add((1, 2), "a")
+        assert [bool(index.find(generation, 1)) for generation in (0, 1, 0)] == [True, False, True]
