@@ -47,7 +47,7 @@ soak: ## two hundred clients at once for a minute
 
 deep: ## let the broker's state machines and random commands run for half an hour
 	@scripts/set-up.sh test
-	KDBUS_MACHINE_EXAMPLES=4000 KDBUS_FUZZ_EXAMPLES=4000 $(BIN)/python -m pytest --timeout 3600 \
+	BUSPROXY_EXPLORE=1 KDBUS_MACHINE_EXAMPLES=4000 KDBUS_FUZZ_EXAMPLES=4000 $(BIN)/python -m pytest --timeout 3600 \
 		tests/property/test_kdbus_machine.py tests/property/test_handle_fuzz.py $(PYTEST_ARGS) </dev/null
 
 fuzz: ## feed the wire codec, the handshake and the broker's commands with broken input

@@ -4,6 +4,9 @@ A test names the programs it needs with `@pytest.mark.program(...)`; without the
 of the run says plainly what was skipped and which Debian package would help. Where CI is set to `true` a
 missing program is a failure. Buses belong to fixtures: they are ended, and seen to end well, whatever the
 test does; a failed test's report carries what its buses wrote to standard error.
+
+What hypothesis tries is the same in every run, however slow the machine, so that a run says something about
+the change it is made for; with BUSPROXY_EXPLORE=1 (`make deep`) it goes new ways.
 """
 
 from __future__ import annotations
@@ -14,10 +17,19 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytest.register_assert_rewrite("support")
+
+settings.register_profile(
+    "same everywhere",
+    deadline=None,
+    derandomize=os.environ.get("BUSPROXY_EXPLORE") != "1",
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("same everywhere")
 
 from support.bus import BUSPROXYD, DBUS_DAEMON, Bus, launch_bus, selected_kinds, start_bus  # noqa: E402
 from support.compare import Comparison  # noqa: E402
