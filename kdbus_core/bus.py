@@ -218,11 +218,11 @@ class Bus:
         try:
             if name is not None and flags & HelloFlag.ACTIVATOR:
                 self._check_offer(name)
-            inbox: Inbox | None = None
-            if pool is not None:
-                pool = pool if isinstance(pool, Pool) else pool()
-                quota = quota or Quota(pool.size // 2, limits.queued_messages, limits.in_flight_fds)
-                inbox = Inbox(pool, quota, on_ready)
+            if pool is not None and not isinstance(pool, Pool):
+                pool = pool()
+            if quota is None:
+                size = limits.pool_size if pool is None else pool.size
+                quota = Quota(size // 2, limits.queued_messages, limits.in_flight_fds)
             connection = Connection(
                 id,
                 endpoint,
@@ -232,12 +232,12 @@ class Bus:
                 user=user,
                 is_owner=is_owner,
                 sink=sink,
-                inbox=inbox,
+                inbox=None if pool is None else Inbox(pool, quota, on_ready),
                 description=description,
                 attach_send=attach_send,
                 attach_recv=attach_recv,
                 limits=limits,
-                quota=quota or Quota(limits.pool_size // 2, limits.queued_messages, limits.in_flight_fds),
+                quota=quota,
             )
             if name is not None:
                 self.policy.replace(connection, [PolicyEntry(name, tuple(accesses))])

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kdbus_core.connection import Connection
     from kdbus_core.inbox import Inbox, Parcel
     from kdbus_core.message import Message
+    from kdbus_core.quota import User
 
 _NO_AUTO_START = int(MessageFlag.NO_AUTO_START)
 _PEEK = int(ReceiveFlag.PEEK)
@@ -187,12 +188,16 @@ class Delivery:
         except KdbusError:
             inbox.on_lost()
 
+    @staticmethod
+    def _push_or_lose(inbox: Inbox, parcel: Parcel, user: User, priority: int = 0) -> None:
+        try:
+            inbox.push(parcel, user, priority=priority)
+        except KdbusError:
+            inbox.on_lost()
+
     def _show_to_monitors(self, sender: Connection, message: Message) -> None:
         for monitor, inbox in self._monitors():
-            try:
-                inbox.push(self._compose(sender, monitor, message), sender.user, priority=message.priority)
-            except KdbusError:
-                inbox.on_lost()
+            self._push_or_lose(inbox, self._compose(sender, monitor, message), sender.user, message.priority)
 
     def _monitors(self) -> Iterator[tuple[Connection, Inbox]]:
         for monitor in self._bus.monitors:
@@ -256,8 +261,8 @@ class Delivery:
             self._close(tracker)
             tracker.on_dequeued()
             raise
-        if call is None and message.timeout_ns <= self._bus.domain.monotonic():
-            self._bus.expire_replies(self._bus.domain.monotonic())
+        if call is None and message.timeout_ns <= (now := self._bus.domain.monotonic()):
+            self._bus.expire_replies(now)
 
     def _reply(self, sender: Connection, message: Message) -> None:
         requester, inbox, _ = self._destination(sender, message)
@@ -349,17 +354,11 @@ class Delivery:
                         continue
                     if isinstance(notification, NameChange) and not may_see_name(receiver, notification.name):
                         continue
-                    try:
-                        receiver.inbox.push(parcel, bus.kernel_user)
-                    except KdbusError:
-                        receiver.inbox.on_lost()
+                    self._push_or_lose(receiver.inbox, parcel, bus.kernel_user)
 
     def _notify_monitors(self, parcel: Parcel) -> None:
         for _, inbox in self._monitors():
-            try:
-                inbox.push(parcel, self._bus.kernel_user)
-            except KdbusError:
-                inbox.on_lost()
+            self._push_or_lose(inbox, parcel, self._bus.kernel_user)
 
     # Hand-over between an activator and an owner
 
