@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from support.bus import BUSPROXYD, DBUS_DAEMON, Bus
-from support.normalise import Normaliser
+from support.normalise import Normaliser, name_pids
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Comparison:
     def __call__(self, scenario: Callable[[Bus], Any]) -> Any:
         """Run the scenario on each bus; fails unless the results are equal. Returns it normalised."""
         results: Mapping[str, Any] = {bus.kind: normalised(bus, scenario(bus)) for bus in self.buses}
+        first, last = self.buses[0], self.buses[-1]
+        results = dict(
+            zip(
+                results,
+                name_pids(results[first.kind], first.labels, results[last.kind], last.labels),
+                strict=False,  # with one bus both are the same
+            )
+        )
         if self.difference is not None:
             results = {kind: self.difference.common(result) for kind, result in results.items()}
         if len(results) == 2:
@@ -42,5 +50,5 @@ class Comparison:
 
 
 def normalised(bus: Bus, result: Any) -> Any:
-    """A scenario's result on that bus, fit for comparing with another bus's."""
-    return Normaliser(address=bus.address, directory=bus.directory, labels=bus.labels)(result)
+    """A scenario's result on that bus, fit for comparing with another bus's but for process ids."""
+    return Normaliser(address=bus.address, directory=bus.directory)(result)
