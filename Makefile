@@ -54,6 +54,7 @@ fuzz: ## feed the wire codec, the handshake and the broker's commands with broke
 	@scripts/set-up.sh fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_wire
 	$(BIN)/python -m tests.fuzz.fuzz_handle
+	$(BIN)/python -m tests.fuzz.fuzz_remarshal
 
 bench: ## measure the installed buses side by side, and the broker alone, in about a minute
 	@scripts/set-up.sh run
