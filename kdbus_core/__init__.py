@@ -14,7 +14,7 @@ commands as methods.
 from kdbus_core.abi import AttachFlag, Command, HelloFlag, ListFlag, MakeFlag, MessageFlag, NameFlag
 from kdbus_core.bus import Bus
 from kdbus_core.caller import Caller, File, FileKind
-from kdbus_core.connection import Connection, Limits, Sink
+from kdbus_core.connection import Connection, Gateway, Limits, Sink
 from kdbus_core.domain import Bloom, Domain
 from kdbus_core.endpoint import Endpoint
 from kdbus_core.errors import KdbusError
@@ -44,6 +44,7 @@ __all__ = [
     "File",
     "FileKind",
     "Filter",
+    "Gateway",
     "Handle",
     "HandleState",
     "HelloFlag",

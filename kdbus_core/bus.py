@@ -39,9 +39,9 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, MAX_MASK_BYTES, HelloFlag, MakeFlag
+from kdbus_core.abi import DST_BROADCAST, MAX_CONNECTIONS_PER_USER, MAX_MASK_BYTES, HelloFlag, MakeFlag
 from kdbus_core.admission import check_kind, check_rights, resolve_account
-from kdbus_core.connection import Connection, Limits, Sink
+from kdbus_core.connection import Connection, Gateway, Limits, Sink
 from kdbus_core.delivery import Delivery, Received
 from kdbus_core.endpoint import DEFAULT_NAME, Endpoint
 from kdbus_core.errors import KdbusError
@@ -76,6 +76,7 @@ from kdbus_core.synchronous import OnDone, SyncCall
 if TYPE_CHECKING:
     from kdbus_core.caller import File
     from kdbus_core.domain import Bloom, Domain
+    from kdbus_core.matches import Filter
     from kdbus_core.message import Message
 
 Observer = Callable[[Notification], None]
@@ -123,6 +124,7 @@ class Bus:
         self.replies = Replies()
         self.delivery = Delivery(self)
         self.observers: list[Observer] = []
+        self.gateway: Gateway | None = None
         self.route_generation = 0
         self.audience_generation = 0
         self.order = Order(self.delivery.notify, self._tell)
@@ -142,6 +144,7 @@ class Bus:
         if name in self.endpoints:
             raise KdbusError(EEXIST, f"there is an endpoint '{name}'")
         endpoint = self.endpoints[name] = Endpoint(self, name, maker.credentials, access)
+        self.domain.nodes.on_made(endpoint)
         return endpoint
 
     def close(self) -> None:
@@ -180,6 +183,7 @@ class Bus:
         quota: Quota | None = None,
         account: User | None = None,
         max_connections: int | None = MAX_CONNECTIONS_PER_USER,
+        id: int | None = None,
     ) -> Connection:
         """Make a connection (HELLO): a native one with a `pool`, else a local one with a `sink`.
 
@@ -193,6 +197,7 @@ class Bus:
         speaks for, or to the one who opened it; a proxy may name another
         `account` and a `quota` that its transport already accounts with.
         `max_connections` limits the connections of that user; None does not.
+        `id` is one that the connection has from another broker.
 
         Raises EINVAL, EOPNOTSUPP, EPERM, ECONNREFUSED, EMFILE, EEXIST, ESHUTDOWN
         in the order of kdbus; nothing is announced before all is checked.
@@ -210,7 +215,8 @@ class Bus:
             raise KdbusError(EINVAL, f"'{description}' is not a description")
         if pool is not None and self.required & ~attach_send:
             raise KdbusError(ECONNREFUSED, f"the bus requires metadata {self.required:#x}")
-        id = self.domain.next_id()
+        if id is None:
+            id = self.domain.next_id()
         user = account or resolve_account(endpoint, process, faked, is_local=pool is None)
         if max_connections is not None and user.connections >= max_connections:
             user.settle()
@@ -418,6 +424,11 @@ class Bus:
         with self.transaction():
             self.names.release(connection, name)
 
+    def owners(self, name: str) -> list[Connection]:
+        """Who owns a name, and behind it who waits for it, in this order."""
+        entry = self.names.entry(name)
+        return [] if entry is None else [place.connection for place in entry.queue]
+
     # Matches and subscriptions
 
     def match_add(
@@ -428,17 +439,30 @@ class Bus:
         `replace` removes what stands under the cookie first.
         """
         self._check_ordinary(connection)
-        if replace and cookie in connection.matches:
-            self.matches.remove(connection, cookie)
-        self._check_match_count(connection)
-        if connection.mask_bytes + count_mask_bytes(rules) > MAX_MASK_BYTES:
-            raise KdbusError(EMFILE, f"connection {connection.id} has masks of {connection.mask_bytes} bytes")
-        self.matches.add(connection, cookie, rules)
+        listened = self.has_native_listeners
+        try:
+            if replace and cookie in connection.matches:
+                self.matches.remove(connection, cookie)
+            self._check_match_count(connection)
+            if connection.mask_bytes + count_mask_bytes(rules) > MAX_MASK_BYTES:
+                raise KdbusError(
+                    EMFILE, f"connection {connection.id} has masks of {connection.mask_bytes} bytes"
+                )
+            self.matches.add(connection, cookie, rules)
+        finally:
+            self._on_match_change(listened=listened)
 
     def match_remove(self, connection: Connection, cookie: int) -> None:
         """MATCH_REMOVE: drop all entries under a cookie; EBADSLT when there is none."""
         self._check_ordinary(connection)
+        listened = self.has_native_listeners
         self.matches.remove(connection, cookie)
+        self._on_match_change(listened=listened)
+
+    def _on_match_change(self, *, listened: bool) -> None:
+        """Whether natives listen at all is what the way of a local broadcast depends on."""
+        if self.has_native_listeners is not listened:
+            self.audience_generation += 1
 
     def subscribe(self, connection: Connection, cookie: int, rule: Rule) -> None:
         """Have a local connection receive what an exact rule lets through; EMFILE when there are too many."""
@@ -463,10 +487,51 @@ class Bus:
         if rule.eavesdrop or connection.is_monitor:
             self.route_generation += 1
 
+    # Natives who listen, as the proxy's local connections need to know it
+
+    @property
+    def has_native_listeners(self) -> bool:
+        """Whether any native connection may want broadcasts; if not, nobody has to make native ones.
+
+        `audience_generation` changes with it.
+        """
+        return self.matches.takes_messages or self.has_native_monitors
+
+    @property
+    def has_native_monitors(self) -> bool:
+        """Whether a native connection sees all messages; `route_generation` changes with it."""
+        return any(monitor.inbox is not None for monitor in self.monitors)
+
+    def is_awaited(self, sender: Connection, filter: Filter) -> bool:
+        """Whether a broadcast with this filter would reach any native connection; it may turn out that not."""
+        return self.has_native_monitors or bool(self.matches.recipients(sender, filter, DST_BROADCAST))
+
+    def show_to_native_monitors(self, sender: Connection, message: Message) -> None:
+        """Show native monitors what a local connection sends to another one.  The message is used up."""
+        try:
+            self.delivery.show_to_monitors(sender, message)
+        finally:
+            message.release()
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last message that natives, or natives too, have sent."""
+        return self.delivery.sequence
+
+    def bring(self, connection: Connection, until: int) -> None:
+        """Bring a local connection what natives had sent to a name that it has got, up to that number.
+
+        The rest comes when everybody knows of the name's new owner.
+        """
+        self.delivery.bring(connection, until)
+
     # Messages
 
     def send(self, connection: Connection, message: Message) -> None:
-        """SEND without waiting; see `Delivery.send`.  The message is used up."""
+        """SEND without waiting; see `Delivery.send`.  The message is used up.
+
+        What a local connection sends this way is for natives; its requests may have no deadline (0).
+        """
         try:
             self._check_ordinary(connection)
             self.delivery.send(connection, message)

@@ -7,8 +7,8 @@ be connected:
 - a *native* connection has an `inbox`: messages are put into its pool, and
   matches (bloom masks, ids, names) decide which broadcasts it gets;
 - a *local* connection is made by a proxy in the same process.  It has no
-  pool; what concerns it alone leaves through its `sink`, and subscriptions
-  (exact rules) decide what it gets.
+  pool; what concerns it alone, and what native connections send to it, leaves
+  through its `sink`, and subscriptions (exact rules) decide what it gets.
 
 `requests` and `duties` are the two ends of the reply windows (see `replies`):
 whom this connection waits for, and who waits for it.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
     from kdbus_core.inbox import Inbox
     from kdbus_core.matches import Entry as MatchEntry
+    from kdbus_core.message import Message
     from kdbus_core.metadata import Credentials, Process, Snapshot
     from kdbus_core.names import Ownership
     from kdbus_core.notifications import ReplyDead, ReplyTimeout
@@ -42,10 +43,27 @@ _POLICY_HOLDER = int(HelloFlag.POLICY_HOLDER)
 
 
 class Sink(Protocol):
-    """Where a local connection's own notifications go."""
+    """Where a local connection's own notifications go, and what native connections send to it."""
 
     def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
         """A request of this connection has ended without a reply."""
+
+    def on_message(self, sender: Connection, message: Message) -> None:
+        """Take a native connection's message, or refuse it with a KdbusError, which the sender gets.
+
+        Refusals are those of an inbox: ENOBUFS, EMFILE, ECOMM (no descriptors wanted), and EBADMSG for
+        what is no D-Bus message.  Whoever needs the message's files for longer holds the message.
+        """
+
+
+class Gateway(Protocol):
+    """What shows native connections' messages to those local ones that listen."""
+
+    def on_broadcast(self, sender: Connection, message: Message) -> None:
+        """A native connection has sent a signal to everybody."""
+
+    def on_unicast(self, sender: Connection, message: Message, receiver: Connection) -> None:
+        """A native connection has sent something to one other, of whichever kind."""
 
 
 @dataclass(frozen=True, slots=True)

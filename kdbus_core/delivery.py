@@ -9,14 +9,17 @@ A request opens a tracker and takes a slot for the notification that may have
 to replace its reply, so that every request gets exactly one outcome.  A reply
 closes its tracker only when it has been delivered.
 
-Only native connections have an inbox.  What the proxy's local connections
-send and receive goes through the proxy's router.
+Native connections have an inbox.  A local one takes what natives send to it
+through its sink, at once and with the same outcome for the sender; what local
+connections send each other does not come here, but goes through the proxy's
+router.  Local listeners are shown what natives send by the bus' gateway.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from errno import EAGAIN, EBADSLT, ECOMM, EINVAL, ENXIO, EPERM, EPIPE, EREMOTEIO, ETIMEDOUT
+from errno import EAGAIN, EBADMSG, EBADSLT, ECOMM, EINVAL, ENXIO, EPERM, EPIPE, EREMOTEIO, ETIMEDOUT
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdbus_core.abi import DST_BROADCAST, MessageFlag, ReceiveFlag
@@ -63,11 +66,16 @@ class Received(NamedTuple):
 
 
 class Delivery:
-    """SEND and RECV of a bus, for native connections."""
+    """SEND and RECV of a bus: from natives to everybody, and from local connections to natives.
+
+    `sequence` is the number of the last message that got its place in the order.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._sequence = 0
+        self.sequence = 0
+        # What came to local owners together with their name and is not brought yet; each message is held.
+        self._handed: dict[Connection, deque[tuple[Message, Tracker | None]]] = {}
 
     # Commands
 
@@ -129,28 +137,28 @@ class Delivery:
 
     # Where it goes
 
-    def _destination(self, sender: Connection, message: Message) -> tuple[Connection, Inbox, int]:
-        """The receiver, its inbox, and the id of the name it is addressed by (0 if it is not)."""
+    def _destination(self, sender: Connection, message: Message) -> tuple[Connection, int]:
+        """The receiver, and the id of the name it is addressed by (0 if it is not)."""
         bus = self._bus
         name = message.dst_name
         receiver = bus.resolve(id=message.dst_id, name=name, auto_start=not message.flags & _NO_AUTO_START)
-        if receiver.inbox is None:
-            raise KdbusError(ENXIO, f"connection {receiver.id} is not a native one")
+        if receiver.inbox is None and receiver.sink is None:
+            raise KdbusError(ENXIO, f"connection {receiver.id} receives nothing")
         name_id = 0
         if name is not None:
             entry = bus.names.entry(name)
             assert entry is not None
             name_id = entry.name_id
             message.sent = as_sent(sender)  # the name may lead to somebody else before it is read
-        return receiver, receiver.inbox, name_id
+        return receiver, name_id
 
     def _stamp(self, message: Message) -> None:
         message.stamp = self._next_stamp()
 
     def _next_stamp(self) -> Stamp:
-        self._sequence += 1
+        self.sequence += 1
         domain = self._bus.domain
-        return Stamp(self._sequence, domain.monotonic(), domain.realtime())
+        return Stamp(self.sequence, domain.monotonic(), domain.realtime())
 
     @staticmethod
     def _check_fds(receiver: Connection, message: Message) -> None:
@@ -159,18 +167,24 @@ class Delivery:
 
     @staticmethod
     def _compose(sender: Connection, receiver: Connection, message: Message) -> Parcel:
-        return message.compose(message_items(sender, receiver, message.stamp, message.sent))
+        return message.compose(message_items(sender, receiver, message.stamp, message.sent, message.origin))
 
     def _insert(
         self,
         sender: Connection,
         receiver: Connection,
-        inbox: Inbox,
         message: Message,
         *,
         name_id: int = 0,
         tracker: Tracker | None = None,
     ) -> None:
+        inbox = receiver.inbox
+        if inbox is None:
+            assert receiver.sink is not None
+            receiver.sink.on_message(sender, message)
+            if tracker is not None:
+                tracker.on_dequeued()  # there is no queue
+            return
         self._check_fds(receiver, message)
         inbox.push(
             self._compose(sender, receiver, message),
@@ -181,12 +195,15 @@ class Delivery:
         )
 
     def _insert_or_lose(
-        self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message, name_id: int = 0
+        self, sender: Connection, receiver: Connection, message: Message, name_id: int = 0
     ) -> None:
         try:
-            self._insert(sender, receiver, inbox, message, name_id=name_id)
-        except KdbusError:
-            inbox.on_lost()
+            self._insert(sender, receiver, message, name_id=name_id)
+        except KdbusError as error:
+            if receiver.inbox is not None:
+                receiver.inbox.on_lost()
+            elif error.errno == EBADMSG:
+                raise  # not lost for want of room: nobody could ever take it
 
     @staticmethod
     def _push_or_lose(inbox: Inbox, parcel: Parcel, user: User, priority: int = 0) -> None:
@@ -199,6 +216,19 @@ class Delivery:
         for monitor, inbox in self._monitors():
             self._push_or_lose(inbox, self._compose(sender, monitor, message), sender.user, message.priority)
 
+    def _show(self, sender: Connection, receiver: Connection, message: Message) -> None:
+        """Let those who listen see what is sent to somebody else."""
+        self._show_to_monitors(sender, message)
+        bus = self._bus
+        if bus.gateway is not None and sender.inbox is not None and bus.subscriptions.has_listeners:
+            bus.gateway.on_unicast(sender, message, receiver)
+
+    def show_to_monitors(self, sender: Connection, message: Message) -> None:
+        """Show native monitors what does not come this way otherwise."""
+        message.sender = sender
+        self._stamp(message)
+        self._show_to_monitors(sender, message)
+
     def _monitors(self) -> Iterator[tuple[Connection, Inbox]]:
         for monitor in self._bus.monitors:
             if monitor.inbox is not None:
@@ -207,30 +237,33 @@ class Delivery:
     # Kinds of messages
 
     def _unicast(self, sender: Connection, message: Message) -> None:
-        receiver, inbox, name_id = self._destination(sender, message)
+        receiver, name_id = self._destination(sender, message)
         if message.is_signal:
-            self._signal(sender, receiver, inbox, message, name_id)
+            self._signal(sender, receiver, message, name_id)
             return
         self._check_talk(sender, receiver)
         self._stamp(message)
-        self._show_to_monitors(sender, message)
-        self._insert(sender, receiver, inbox, message, name_id=name_id)
+        self._show(sender, receiver, message)
+        self._insert(sender, receiver, message, name_id=name_id)
 
     @staticmethod
     def _check_talk(sender: Connection, receiver: Connection) -> None:
         if not may_talk(sender, receiver):
             raise KdbusError(EPERM, f"connection {sender.id} may not talk to {receiver.id}")
 
-    def _signal(
-        self, sender: Connection, receiver: Connection, inbox: Inbox, message: Message, name_id: int
-    ) -> None:
-        """A signal to one connection: it has to want it, and to be allowed to talk to the sender."""
+    def _signal(self, sender: Connection, receiver: Connection, message: Message, name_id: int) -> None:
+        """A signal to one connection: it has to want it, and to be allowed to talk to the sender.
+
+        A local connection wants every signal that is sent to it, as D-Bus has it.
+        """
         assert message.filter is not None
         self._stamp(message)
-        self._show_to_monitors(sender, message)
-        wanted = self._bus.matches.wants(receiver, sender, message.filter, message.dst_id)
+        self._show(sender, receiver, message)
+        wanted = receiver.inbox is None or self._bus.matches.wants(
+            receiver, sender, message.filter, message.dst_id
+        )
         if wanted and may_talk(receiver, sender):
-            self._insert_or_lose(sender, receiver, inbox, message, name_id)
+            self._insert_or_lose(sender, receiver, message, name_id)
 
     def _broadcast(self, sender: Connection, message: Message) -> None:
         assert message.filter is not None
@@ -238,49 +271,58 @@ class Delivery:
         self._show_to_monitors(sender, message)
         for receiver in self._bus.matches.recipients(sender, message.filter, DST_BROADCAST):
             if receiver.inbox is not None and may_talk(receiver, sender):
-                self._insert_or_lose(sender, receiver, receiver.inbox, message)
+                self._insert_or_lose(sender, receiver, message)
+        gateway = self._bus.gateway
+        if gateway is not None and sender.inbox is not None:
+            gateway.on_broadcast(sender, message)
 
     def _request(self, sender: Connection, message: Message, call: SyncCall | None) -> None:
-        receiver, inbox, name_id = self._destination(sender, message)
+        receiver, name_id = self._destination(sender, message)
         self._check_talk(sender, receiver)
         replies = self._bus.replies
         tracker = replies.track(
             sender, receiver, message.cookie, message.timeout_ns, name_id=name_id, waiter=call
         )
         try:
-            if call is None:
-                self._reserve(tracker)
-            else:
+            if call is not None:
                 call.wait(tracker)
+            elif sender.inbox is not None:
+                self._reserve(sender.inbox, tracker)
             self._stamp(message)
-            self._show_to_monitors(sender, message)
-            self._insert(sender, receiver, inbox, message, name_id=name_id, tracker=tracker)
+            self._show(sender, receiver, message)
+            self._insert(sender, receiver, message, name_id=name_id, tracker=tracker)
         except BaseException:
             if call is not None:
                 call.withdraw()
             self._close(tracker)
             tracker.on_dequeued()
             raise
-        if call is None and message.timeout_ns <= (now := self._bus.domain.monotonic()):
+        if (
+            call is None
+            and message.timeout_ns
+            and message.timeout_ns <= (now := self._bus.domain.monotonic())
+        ):
             self._bus.expire_replies(now)
 
     def _reply(self, sender: Connection, message: Message) -> None:
-        requester, inbox, _ = self._destination(sender, message)
+        requester, _ = self._destination(sender, message)
         tracker = self._bus.replies.find(requester, sender, message.cookie_reply)
         if not isinstance(tracker, Tracker):
             raise KdbusError(
                 EBADSLT, f"no open request {message.cookie_reply} from {requester.id} to {sender.id}"
             )
         self._stamp(message)
-        self._show_to_monitors(sender, message)
+        self._show(sender, requester, message)
         if isinstance(tracker.waiter, SyncCall):
-            self._answer(tracker.waiter, sender, inbox, message)
+            self._answer(tracker.waiter, sender, message)
             return
-        self._insert(sender, requester, inbox, message)
+        self._insert(sender, requester, message)
         self._close(tracker)
 
-    def _answer(self, call: SyncCall, sender: Connection, inbox: Inbox, message: Message) -> None:
+    def _answer(self, call: SyncCall, sender: Connection, message: Message) -> None:
         """Hand a reply to somebody who waits for it; both ends learn why when that fails."""
+        inbox = call.sender.inbox
+        assert inbox is not None
         try:
             self._check_fds(call.sender, message)
         except KdbusError:
@@ -296,10 +338,11 @@ class Delivery:
     # Requests that end without a reply
 
     @staticmethod
-    def _reserve(tracker: Tracker) -> None:
-        """Take the slot for the notification that there will be no reply; who waits is told otherwise."""
-        inbox = tracker.requester.inbox
-        assert inbox is not None
+    def _reserve(inbox: Inbox, tracker: Tracker) -> None:
+        """Take the slot for the notification that there will be no reply.
+
+        Who waits is told otherwise, and a local requester by its sink.
+        """
         inbox.reserve()
         tracker.reserved = True
 
@@ -365,19 +408,61 @@ class Delivery:
     def hand_over(self, old: Connection, new: Connection, name_id: int) -> None:
         """Move the messages that were sent to a name to whom it leads now, and the duty to answer them.
 
-        They are charged to their senders again; what does not fit is lost for the new receiver.
+        They are charged to their senders again; what does not fit is lost for the new receiver.  A local
+        connection has got all that was sent to it, and still owes the answers.
         """
-        if old.inbox is None or new.inbox is None:
+        if old.inbox is None:
             return
-        for entry in old.inbox.extract(name_id):
+        if new.inbox is not None:
+            self._hand_to_native(old.inbox, new, new.inbox, name_id)
+        elif new.sink is not None:
+            self._hand_to_local(old.inbox, new, name_id)
+        else:
+            return
+        self._bus.replies.repoint(old, new, name_id)
+
+    def _hand_to_native(self, old: Inbox, new: Connection, inbox: Inbox, name_id: int) -> None:
+        for entry in old.extract(name_id):
             message = entry.message
             assert message is not None
             assert message.sender is not None
             try:
                 self._check_fds(new, message)
             except KdbusError:
-                old.inbox.discard(entry)
-                new.inbox.on_lost()
+                old.discard(entry)
+                inbox.on_lost()
             else:
-                old.inbox.hand_over(entry, new.inbox, self._compose(message.sender, new, message))
-        self._bus.replies.repoint(old, new, name_id)
+                old.hand_over(entry, inbox, self._compose(message.sender, new, message))
+
+    def _hand_to_local(self, old: Inbox, new: Connection, name_id: int) -> None:
+        """A local owner is told that it has the name before it gets what was sent to that."""
+        entries = old.extract(name_id)
+        if not entries:
+            return
+        waiting = self._handed.setdefault(new, deque())
+        for entry in entries:
+            assert entry.message is not None
+            entry.message.hold()
+            waiting.append((entry.message, entry.tracker))
+            old.discard(entry)
+        self._bus.order.call_later(lambda: self.bring(new))
+
+    def bring(self, receiver: Connection, until: int | None = None) -> None:
+        """Bring a local connection what came with its name, all of it or up to the message of a number.
+
+        What it does not take is lost; who waits for its reply learns of that.
+        """
+        waiting = self._handed.get(receiver)
+        while waiting and (until is None or waiting[0][0].stamp.seqnum <= until):
+            message, tracker = waiting.popleft()
+            assert message.sender is not None
+            try:
+                if receiver.active and receiver.sink is not None:
+                    receiver.sink.on_message(message.sender, message)
+            except KdbusError:
+                if tracker is not None:
+                    self._drop(tracker)
+            finally:
+                message.release()
+        if waiting is not None and not waiting:
+            self._handed.pop(receiver, None)

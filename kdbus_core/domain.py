@@ -20,7 +20,7 @@ from kdbus_core.abi import MAX_BLOOM_SIZE, MAX_BUSES_PER_USER, MAX_POOL_SIZE, MI
 from kdbus_core.bus import Bus
 from kdbus_core.errors import KdbusError
 from kdbus_core.metadata import Credentials, Process, parse_attach_flags
-from kdbus_core.node import check_own_name, is_valid_node_name, may_open
+from kdbus_core.node import Nodes, check_own_name, is_valid_node_name, may_open
 from kdbus_core.quota import User
 
 
@@ -51,6 +51,7 @@ class Domain:
     ) -> None:
         self.name = name
         self.parent = parent
+        self.nodes: Nodes = Nodes() if parent is None else parent.nodes
         self.owner = owner
         self.access = access
         self.max_pool_size = max_pool_size
@@ -113,6 +114,11 @@ class Domain:
         bus = self.buses[name] = Bus(
             self, name, self.next_id(), self._uuid(), creator, access, bloom, creator_mask, required
         )
+        try:
+            self.nodes.on_made(bus.endpoint)
+        except KdbusError:
+            bus.close()
+            raise
         return bus
 
     def make_domain(self, name: str, process: Process, access: MakeFlag = MakeFlag(0)) -> Domain:  # noqa: B008 - a constant
@@ -135,6 +141,7 @@ class Domain:
             owner=process.credentials,
             access=access,
         )
+        self.nodes.on_made(domain)
         return domain
 
     def close(self) -> None:
@@ -142,6 +149,7 @@ class Domain:
         if not self.active:
             return
         self.active = False
+        self.nodes.on_gone(self)
         if self.parent is not None:
             del self.parent.domains[self.name]
         with ExitStack() as closing:  # all of it, whatever a callback does

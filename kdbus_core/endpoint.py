@@ -71,6 +71,7 @@ class Endpoint:
         if not self.active:
             return
         self.active = False
+        self.bus.domain.nodes.on_gone(self)
         del self.bus.endpoints[self.name]
         with self.bus.transaction():
             for connection in list(self.bus.connections.values()):

@@ -33,7 +33,7 @@ from kdbus_core.domain import Bloom, Domain
 from kdbus_core.endpoint import Endpoint
 from kdbus_core.errors import KdbusError
 from kdbus_core.items import BLOOM_PARAMETER, build_numbers_item
-from kdbus_core.metadata import Process, Snapshot, parse_attach_flags
+from kdbus_core.metadata import Origin, Process, Snapshot, parse_attach_flags
 from kdbus_core.policy import Access
 from kdbus_core.pool import Memory, Pool
 
@@ -86,15 +86,17 @@ class Handle:
         *,
         make_memory: Callable[[int], Memory] | None = None,
         on_ready: Callable[[], None] | None = None,
+        is_admitted: bool = False,
     ) -> None:
         """Open a node, a domain's control node or an endpoint: ESHUTDOWN, EACCES.
 
         `make_memory` makes the memory of a pool of so many bytes.  `on_ready` is called when, once
-        connected, there is something more to receive.
+        connected, there is something more to receive.  Whoever `is_admitted` has got past the mode of a
+        real file already.
         """
         if not node.active:
             raise KdbusError(ESHUTDOWN, "the node has gone")
-        if not node.may_open(process):
+        if not is_admitted and not node.may_open(process):
             raise KdbusError(EACCES, "the mode of the node does not let this process in")
         self.node = node
         self.process = process
@@ -111,8 +113,13 @@ class Handle:
         request: int,
         address: int,
         on_done: Callable[[int], None] | None = None,
+        *,
+        origin: Origin | None = None,
     ) -> SyncCall | None:
         """Perform a command whose struct lies at an address of the caller's memory.
+
+        `origin` finds out who issues it, for the metadata of a message; without it that is the opener, as
+        it was then.
 
         Returns None when it is done, and the call when it is a synchronous SEND that waits: its result is
         in the caller's memory before `on_done` gets the call's errno.  Raises KdbusError with an errno of
@@ -128,7 +135,7 @@ class Handle:
         if self.connection is not None:
             if not self.connection.active:
                 raise KdbusError(ESHUTDOWN, f"connection {self.connection.id} has gone")
-            return perform(self.connection, command, caller, address, on_done)
+            return perform(self.connection, command, caller, address, on_done, origin)
         if not self.node.active or (self._owned is not None and not self._owned.active):
             raise KdbusError(ESHUTDOWN, "what the handle was opened at, or made, has gone")
         self._check_permitted(command)

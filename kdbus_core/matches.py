@@ -282,6 +282,11 @@ class Matches:
         return self._count > 0
 
     @property
+    def takes_messages(self) -> bool:
+        """Whether any entry lets messages through, not only notifications."""
+        return bool(self._messages)
+
+    @property
     def index_size(self) -> int:
         """How many places there are in which entries are filed, 0 for none; looks at all of them."""
         return len(self._notices) + sum(1 + len(index) for index in self._messages.values())

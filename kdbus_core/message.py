@@ -34,7 +34,7 @@ from kdbus_core.caller import File
 from kdbus_core.inbox import Parcel
 from kdbus_core.items import FD, MEMFD, NUMBER, VEC, build_item, build_string_item
 from kdbus_core.matches import Filter
-from kdbus_core.metadata import AsSent, Stamp
+from kdbus_core.metadata import AsSent, Origin, Stamp
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
@@ -88,8 +88,9 @@ class Message:
     """A message with one holder, whoever made it; sizes in bytes, `timeout_ns` of the monotonic clock.
 
     `fd_count` counts the files that are handed over; memory in the payload is
-    not among them.  `sender` and `stamp`, its place in the bus' order, are given
-    when it is sent; `sent` is what was true of the sender then, if the message may move on.
+    not among them.  `parts` are the payload's.  `sender` and `stamp`, its place in the bus' order, are given
+    when it is sent; `sent` is what was true of the sender then, if the message may move on.  `origin` finds
+    out which process sends it, None for the one that the sender is.
     """
 
     __slots__ = (
@@ -108,6 +109,8 @@ class Message:
         "fd_count",
         "filter",
         "flags",
+        "origin",
+        "parts",
         "payload_type",
         "priority",
         "sender",
@@ -139,6 +142,7 @@ class Message:
         self.sender: Connection | None = None
         self.stamp = Stamp(0, 0, 0)
         self.sent: AsSent | None = None
+        self.origin: Origin | None = None
         self.filter: Filter | None = None
         self.fd_count = 0
         self._holders = 1
@@ -147,6 +151,11 @@ class Message:
     @property
     def expects_reply(self) -> bool:
         return bool(self.flags & _EXPECT_REPLY)
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """What is handed over, in its order; the message owns them."""
+        return tuple(file for _, file in self._fd_slots)
 
     @property
     def is_signal(self) -> bool:
@@ -173,11 +182,13 @@ class Message:
         offsets: list[tuple[int, int]] = []
         fd_slots: list[tuple[int, File]] = []
         memfd_slots: list[tuple[int, File]] = []
+        parts: list[Vec | Zeros | Memfd] = []
         at, end = MSG.size, 0
         for item in items:
             # Nearly all items are these; a case would look at its class and its fields first.
             if isinstance(item, Vec):
                 size = len(item.data)
+                parts.append(item)
                 offsets.append((at - MSG.size + _OFFSET_IN_ITEM, end))
                 payload.append(item.data)
                 end += size
@@ -186,10 +197,12 @@ class Message:
                 continue
             match item:
                 case Zeros(size):
+                    parts.append(item)
                     payload.append(bytes(size % 8))
                     end += size % 8
                     built = build_item(ItemType.PAYLOAD_OFF, VEC.pack(size, ZERO_FILL))
                 case Memfd(start, size, file):
+                    parts.append(item)
                     memfd_slots.append((at + ITEM_HEADER.size + 16, file))
                     payload.append(bytes(size % 8))
                     end += size % 8
@@ -215,6 +228,7 @@ class Message:
         self._offsets = tuple(offsets)
         self._fd_slots = tuple(fd_slots)
         self._memfd_slots = tuple(memfd_slots)
+        self.parts = tuple(parts)
 
     def compose(self, metadata: bytes) -> Parcel:
         """The message as it goes into a pool, with these metadata items."""

@@ -19,7 +19,7 @@ decide anything in the broker's own policy.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import lru_cache
@@ -53,6 +53,7 @@ __all__ = [
     "Credentials",
     "Creds",
     "Extent",
+    "Origin",
     "PidNamespace",
     "Pids",
     "Process",
@@ -246,6 +247,10 @@ class Process:
         return self.pids_in.get(namespace, Pids())
 
 
+Origin = Callable[[], "Process | None"]
+"""Finds out which process sends a message; None when that cannot be known any more."""
+
+
 def as_snapshot(known: Credentials | Snapshot) -> Snapshot:
     """Credentials as a snapshot: of the ids only the effective ones are set, of the pids the process."""
     if isinstance(known, Snapshot):
@@ -331,11 +336,16 @@ def as_sent(sender: Connection) -> AsSent:
 
 
 def message_items(
-    sender: Connection, receiver: Connection, stamp: Stamp, sent: AsSent | None = None
+    sender: Connection,
+    receiver: Connection,
+    stamp: Stamp,
+    sent: AsSent | None = None,
+    origin: Origin | None = None,
 ) -> bytes:
     """The metadata of a message for one receiver: items with their padding.
 
     `sent` is what was true of the sender, for a message that reaches its receiver later than it was sent.
+    `origin` is asked for the process only where something of it is to be told.
     """
     mask = attach_mask(sender, receiver, sent)
     if not mask:
@@ -343,6 +353,8 @@ def message_items(
     items = _connection_items(sender, receiver, mask, sent)
     if sender.faked is None:
         process = sender.process
+        if origin is not None and mask & _OF_PROCESS:
+            process = origin() or process
         items = process_items(process.snapshot, process, receiver.process, mask) + items
     return items + notification_items(stamp) if mask & _TIMESTAMP else items
 

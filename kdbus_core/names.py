@@ -81,7 +81,8 @@ class NameRegistry:
 
     `may_own` is the policy's answer whether somebody may have a name.
     `replacers_first` decides where somebody waits who wanted to replace the
-    owner and may not: kdbus appends, dbus-daemon puts it next in line.
+    owner and may not: kdbus appends, dbus-daemon puts it next in line.  Who
+    speaks for somebody else is a proxy's D-Bus client and waits as those do.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class NameRegistry:
                 mine = self._append(entry, connection, 0)
                 acquired = ACQUIRED
             mine.flags = saved | IN_QUEUE
-            if flags & REPLACE_EXISTING and self.replacers_first:
+            if flags & REPLACE_EXISTING and (self.replacers_first or connection.faked is not None):
                 entry.queue.remove(mine)
                 entry.queue.insert(1, mine)
             return mine.flags | acquired

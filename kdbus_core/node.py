@@ -9,15 +9,51 @@ ACCESS_WORLD, and whoever is privileged in the domain.
 from __future__ import annotations
 
 from errno import EINVAL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kdbus_core.abi import MAX_NODE_NAME_LENGTH, MakeFlag
 from kdbus_core.errors import KdbusError
 
 if TYPE_CHECKING:
+    from kdbus_core.domain import Domain
+    from kdbus_core.endpoint import Endpoint
     from kdbus_core.metadata import Credentials, Process
 
 _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+
+
+class NodeWatcher(Protocol):
+    """Whoever makes nodes that can really be opened of those that there are."""
+
+    def on_made(self, node: Domain | Endpoint) -> None:
+        """There is a new node, complete but not announced; a KdbusError undoes its making."""
+
+    def on_gone(self, node: Domain | Endpoint) -> None:
+        """A node can be opened no longer."""
+
+
+class Nodes:
+    """The nodes of a domain and all domains in it; nobody watches until `watcher` is set."""
+
+    __slots__ = ("watcher",)
+
+    def __init__(self) -> None:
+        self.watcher: NodeWatcher | None = None
+
+    def on_made(self, node: Domain | Endpoint) -> None:
+        """Tell of a node that was made; closes it again when the watcher refuses it."""
+        if self.watcher is None:
+            return
+        try:
+            self.watcher.on_made(node)
+        except KdbusError:
+            node.close()
+            raise
+
+    def on_gone(self, node: Domain | Endpoint) -> None:
+        """Tell of a node that has gone."""
+        if self.watcher is not None:
+            self.watcher.on_gone(node)
 
 
 def is_valid_node_name(name: str) -> bool:

@@ -5,9 +5,13 @@ initial namespaces into those of the reader:
 
 - in a namespace that is known, an id that does not exist in there is told as
   the overflow id, an invisible process as pid 0 and its login uid as unset;
-- what needs a namespace or a root that is not known, of the process or of the
-  reader, is left out: a guess would be somebody else.  Only to itself a process
-  is described even then, as the broker has it;
+- which namespaces the process itself lives in matters for its capabilities
+  alone, because ids are those of the initial ones; of a process in a pid
+  namespace that is not known, the pids further in count as invisible;
+- what needs a namespace or a root that is not known is left out: a guess would
+  be somebody else.  Only to itself a process is described even then, as the
+  broker has it.  Of some user namespaces only the ids are known, and not where
+  they lie, so in there nothing is said of capabilities;
 - the path of the executable is for readers with the same root, that of the
   control group for those in the same user and pid namespace, because nobody
   could say what they are elsewhere;
@@ -49,9 +53,17 @@ def build_process_items(snapshot: Snapshot, origin: Process, reader: Process, ma
 
 
 def _user_namespace_for(origin: Process, reader: Process) -> UserNamespace | None:
+    """Whose ids are told: the reader's; to itself, where that is not known, ours."""
     if origin is reader:
         return reader.user_namespace or INITIAL_USER_NAMESPACE
-    return None if origin.user_namespace is None else reader.user_namespace
+    return reader.user_namespace
+
+
+def _placed(namespace: UserNamespace | None) -> UserNamespace | None:
+    """A namespace of which it is known in which others it lies, and so which one it is; else None."""
+    if namespace is None or namespace.lineage()[-1] is not INITIAL_USER_NAMESPACE:
+        return None
+    return namespace
 
 
 def _uid(namespace: UserNamespace, uid: int, unmapped: int = OVERFLOW_ID) -> int:
@@ -80,7 +92,7 @@ def _creds_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes |
 
 def _pids_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes | None:
     namespace = reader.pid_namespace
-    if origin is not reader and (namespace is None or origin.pid_namespace is None):
+    if origin is not reader and namespace is None:
         return None
     pids: tuple[int, ...] | None = snapshot.pids
     if pids is not None and namespace is not None and namespace is not INITIAL_PID_NAMESPACE:
@@ -117,7 +129,7 @@ def _exe_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes | N
 def _cgroup_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes | None:
     # A path nobody can translate would show what is outside of the reader's container.
     if origin is not reader and (
-        reader.user_namespace is None
+        _placed(reader.user_namespace) is None
         or reader.pid_namespace is None
         or origin.user_namespace is not reader.user_namespace
         or origin.pid_namespace is not reader.pid_namespace
@@ -127,12 +139,16 @@ def _cgroup_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes 
 
 
 def _caps_item(snapshot: Snapshot, origin: Process, reader: Process) -> bytes | None:
-    namespace = _user_namespace_for(origin, reader)
     caps = snapshot.caps
-    if caps is None or namespace is None:
+    if caps is None:
         return None
     words = caps.last_cap // 32 + 1
-    sets = caps[1:] if origin is reader else _caps_in(namespace, origin, snapshot, caps, words)
+    sets: tuple[int, ...] = caps[1:]
+    if origin is not reader:
+        namespace = _placed(reader.user_namespace)
+        if namespace is None or _placed(origin.user_namespace) is None:
+            return None
+        sets = _caps_in(namespace, origin, snapshot, caps, words)
     return build_item(
         ItemType.CAPS,
         Struct(f"=I{4 * words}I").pack(

@@ -28,6 +28,7 @@ from kdbus_core.pool import Pool
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
+    from kdbus_core.metadata import Origin
     from kdbus_core.synchronous import SyncCall
 
 Handler = Callable[["Connection", Caller, Arguments], None]
@@ -59,13 +60,14 @@ def perform(
     caller: Caller,
     address: int,
     on_done: Callable[[int], None] | None,
+    origin: Origin | None = None,
 ) -> SyncCall | None:
     """Perform a command that `HANDLERS` has, or SEND, which may still be waiting when this returns."""
     if not connection.is_ordinary and _is_refused(connection, command):
         raise KdbusError(EOPNOTSUPP, f"connection {connection.id} is not of a kind that can {command.name}")
     arguments = parse(FORMS[command], caller, address)
     if command is Command.SEND:
-        return send(connection, caller, arguments, on_done)
+        return send(connection, caller, arguments, on_done, origin)
     if not arguments.negotiates:
         HANDLERS[command](connection, caller, arguments)
     return None

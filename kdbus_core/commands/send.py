@@ -24,6 +24,7 @@ from kdbus_core.message import Message
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
+    from kdbus_core.metadata import Origin
     from kdbus_core.synchronous import SyncCall
 
 REPLY_OFFSET = 32
@@ -37,8 +38,9 @@ def send(
     caller: Caller,
     command: Arguments,
     on_done: Callable[[int], None] | None = None,
+    origin: Origin | None = None,
 ) -> SyncCall | None:
-    """SEND by an ordinary connection.
+    """SEND by an ordinary connection; `origin` finds out who issues it.
 
     None when it is done; else the synchronous call that is waiting, whose result is in the caller's
     memory before `on_done` gets its errno.
@@ -51,6 +53,7 @@ def send(
     canceller = _open_canceller(caller, command)
     try:
         message = build_message(connection, caller, draft, is_sync=is_sync)
+        message.origin = origin
         # There is no reply yet. If that cannot be said, a reply could not either, so nothing is sent.
         _write_or_release(command, MESSAGE_INFO.pack(connection.inbox.pool.size, 0, 0), message)
     except BaseException:

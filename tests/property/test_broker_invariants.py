@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kdbus_core import Bus, Connection, Credentials, Domain, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
+from kdbus_core.message import Message
 from kdbus_core.metadata import Process
 from kdbus_core.names import (
     ACQUIRED,
@@ -140,6 +141,9 @@ class BrokerMachine(RuleBasedStateMachine):
     def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
         assert notification.requester.active
         self.told.append(notification)
+
+    def on_message(self, sender: Connection, message: Message) -> None:
+        raise AssertionError(f"{sender} is a local connection, and those do not send {message} this way")
 
     # Picking
 

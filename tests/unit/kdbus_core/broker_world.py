@@ -15,6 +15,7 @@ import pytest
 from kdbus_core import Bus, Connection, Credentials, Domain, Endpoint, KdbusError
 from kdbus_core.abi import HelloFlag
 from kdbus_core.connection import Limits
+from kdbus_core.message import Message
 from kdbus_core.metadata import Process
 from kdbus_core.notifications import Notification, ReplyDead, ReplyTimeout
 from kdbus_core.quota import Quota, User
@@ -41,6 +42,9 @@ class Recorder:
 
     def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
         self.log.append(notification)
+
+    def on_message(self, sender: Connection, message: Message) -> None:
+        raise AssertionError(f"{sender} has sent {message} to a connection that nothing is sent to")
 
 
 class World:

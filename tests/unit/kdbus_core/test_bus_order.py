@@ -11,6 +11,7 @@ import pytest
 from broker_world import OWNER, Recorder, World, kinds, refused
 
 from kdbus_core import Connection, Credentials
+from kdbus_core.message import Message
 from kdbus_core.metadata import Process
 from kdbus_core.names import ALLOW_REPLACEMENT, PRIMARY, QUEUE, REPLACE_EXISTING
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification, ReplyDead, ReplyTimeout
@@ -189,6 +190,9 @@ def test_what_a_sink_causes_is_told_before_the_command_returns() -> None:
 
         def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
             world.bus.disconnect(self.connection)
+
+        def on_message(self, sender: Connection, message: Message) -> None:
+            raise AssertionError(f"{sender} has sent {message}")
 
     leaver = Leaver()
     leaver.connection = world.bus.hello(world.bus.endpoint, Process.of(OWNER), sink=leaver)
