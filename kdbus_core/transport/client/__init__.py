@@ -12,17 +12,10 @@ the same ones for asyncio.
 
 from kdbus_core.errors import KdbusError
 from kdbus_core.transport.client.blocking import Connection, Handle, open_node
-from kdbus_core.transport.client.commands import DEFAULT_CALL_TIMEOUT_NS, LIST_ALL, Supported
-from kdbus_core.transport.client.received import (
-    IdChanged,
-    NameChanged,
-    Notification,
-    Part,
-    Received,
-    ReplyDead,
-    ReplyTimeout,
-    SealedMemory,
-)
+from kdbus_core.transport.client.commands import DEFAULT_CALL_TIMEOUT_NS, LIST_ALL
+from kdbus_core.transport.client.handle_commands import Supported
+from kdbus_core.transport.client.notices import IdChanged, NameChanged, Notification, ReplyDead, ReplyTimeout
+from kdbus_core.transport.client.received import Part, Received, SealedMemory
 from kdbus_core.transport.client.records import Info, Metadata
 from kdbus_core.transport.client.sending import MEMFD_THRESHOLD, SendOptions
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from kdbus_core.abi import Command
 from kdbus_core.errors import KdbusError
-from kdbus_core.transport.client.commands import build_free
+from kdbus_core.transport.client.building import build_free
 from kdbus_core.transport.client.link import Link
 from kdbus_core.transport.client.operations import Operation, name_of
 

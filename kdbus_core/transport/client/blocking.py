@@ -38,15 +38,9 @@ from kdbus_core.matches import MatchRule
 from kdbus_core.metadata import Credentials, Snapshot
 from kdbus_core.policy import Access, PolicyEntry
 from kdbus_core.transport.client.blocking_link import BlockingLink
-from kdbus_core.transport.client.commands import (
-    LIST_ALL,
-    HandleCommands,
-    Infos,
-    Supported,
-    Welcome,
-    negotiate,
-)
+from kdbus_core.transport.client.commands import LIST_ALL, Infos
 from kdbus_core.transport.client.connection import HELLO_POOL_SIZE, MSG_CANCEL, BaseConnection
+from kdbus_core.transport.client.handle_commands import HandleCommands, Supported, Welcome, negotiate
 from kdbus_core.transport.client.link import explain_open, open_socket
 from kdbus_core.transport.client.received import Part, Received
 from kdbus_core.transport.client.records import Info

@@ -28,7 +28,7 @@ import socket
 from _thread import LockType, allocate_lock
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from errno import EBADF, ECONNRESET
 from threading import RLock
@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 
 from kdbus_core.abi import Command
 from kdbus_core.errors import KdbusError
-from kdbus_core.transport.client.commands import build_free
+from kdbus_core.transport.client.building import build_free
 from kdbus_core.transport.client.link import Link
 from kdbus_core.transport.client.operations import Operation, name_of
 
@@ -117,7 +117,7 @@ class BlockingLink(Link):
         try:
             self.enter(operation)
             id, packet = self.begin(operation)  # type: ignore[arg-type]  # what it results in is its own
-            self._send(packet, operation.fds, operation.number)
+            self._send(packet, operation)
             if operation.owned:
                 operation.close_owned()
             if self._frees:
@@ -144,19 +144,21 @@ class BlockingLink(Link):
         try:
             self.enter(operation)
             id, packet = self.begin_post(cookie, operation.body, operation.flags)
-            self._send(packet, operation.fds, operation.number)
+            self._send(packet, operation)
             if self._frees:
                 self._flush_frees()
             self._posted += 1
             if self._posted >= READ_EVERY:
                 self._posted = 0
-                self._read_available()
+                self._read_available(operation)
         except KdbusError:
             self._pending.pop(id, None)
             raise
         finally:
+            self._inside.discard(operation)
             operation.close_owned()
-            self.leave(operation)
+            if self.closed:
+                self.leave(operation)
 
     def fire(self, number: int, body: bytes) -> None:
         """Send a request whose answer is of no interest, if there is room for it."""
@@ -167,7 +169,9 @@ class BlockingLink(Link):
         except (KdbusError, OSError):
             pass
         finally:
-            self.leave(token)
+            self._inside.discard(token)
+            if self.closed:
+                self.leave(token)
 
     def free_now(self, offset: int) -> None:
         """Give a slice back at once, or where there is no room with the next command."""
@@ -185,7 +189,9 @@ class BlockingLink(Link):
         except KdbusError:  # with the link all slices have gone
             pass
         finally:
-            self.leave(token)
+            self._inside.discard(token)
+            if self.closed:
+                self.leave(token)
 
     def _flush_frees(self) -> None:
         while True:
@@ -203,8 +209,9 @@ class BlockingLink(Link):
 
     # Sending
 
-    def _send(self, packet: bytes, fds: Sequence[int], number: int) -> None:
+    def _send(self, packet: bytes, operation: Operation[Any]) -> None:
         """Send a packet, whatever has to be read before there is room; KdbusError when it cannot be."""
+        fds = operation.fds
         while True:
             try:
                 if fds:
@@ -213,14 +220,13 @@ class BlockingLink(Link):
                     self.socket.send(packet, _SEND_FLAGS)
                 return
             except BlockingIOError:
-                self._make_room()
+                self._make_room(operation)
             except OSError as error:
-                self._read_available()  # the other end is closed perhaps, and has said why
-                raise self.explain(error, name_of(number)) from error
+                self._read_available(operation)  # the other end is closed perhaps, and has said why
+                raise self.explain(error, name_of(operation.number)) from error
 
-    def _make_room(self) -> None:
+    def _make_room(self, token: object) -> None:
         """Wait until something more can be sent, reading what is answered meanwhile."""
-        token = object()
         try:
             is_reader = self._try_to_read(token)
             poll = select.poll()
@@ -235,10 +241,14 @@ class BlockingLink(Link):
     # Reading
 
     def _try_to_read(self, token: object) -> bool:
-        """Become the reader, if there is none, until `_stop_reading`."""
+        """Become the reader, if there is none who is inside, until `_stop_reading`."""
+        is_lost = False
         with self._choosing:
-            if self._reading is None:
+            if self._reading is None or self._reading not in self._inside:
+                is_lost, self._in_hand = self._in_hand, False
                 self._reading = token
+        if is_lost:
+            self._lose()
         return self._reading is token
 
     def _stop_reading(self, token: object) -> None:
@@ -249,17 +259,27 @@ class BlockingLink(Link):
             is_lost, self._in_hand = self._in_hand, False
             self._reading = None
         if is_lost:
-            self.die(KdbusError(ECONNRESET, "an exception came while an answer was read"))
-            self._shut_down()
+            self._lose()
         if self._gates:
             self._open_gates()
+
+    def _lose(self) -> None:
+        """An answer was in hand when an exception came."""
+        self.die(KdbusError(ECONNRESET, "an exception came while an answer was read"))
+        self._shut_down()
 
     def _wait_for(self, operation: Operation[T]) -> None:
         try:
             while not operation.done:
-                if self._try_to_read(operation):
-                    while not operation.done:
-                        self._read()
+                if self.error is not None:
+                    # Whoever had it in hand may be gone, so this does not wait for being told.
+                    self.die(self.error)
+                    operation.abandon()
+                    operation.fail(self.gone(self.error))
+                elif self._try_to_read(operation):
+                    while not operation.done and self.error is None:
+                        self._answers.poll()
+                        self._take()
                 else:
                     self._follow(operation)
         finally:
@@ -283,25 +303,16 @@ class BlockingLink(Link):
             except IndexError:
                 return
 
-    def _read(self) -> None:
-        """Read one packet, waiting for it; only the reader does."""
-        if self.error is not None:
-            self.die(self.error)  # also for what was asked for since
-        else:
-            self._answers.poll()
-            self._take()
-
     def _take(self) -> None:
-        """Read the packet that is there."""
+        """Read the packet that is there; only the reader does."""
         self._in_hand = True
         self.dispatch(self.receive())
         self._in_hand = False
         if self._gates:
             self._open_gates()
 
-    def _read_available(self) -> None:
+    def _read_available(self, token: object) -> None:
         """Read what is there, unless somebody else is reading."""
-        token = object()
         try:
             if self._try_to_read(token):
                 while self.error is None and self._answers.poll(0):
@@ -322,4 +333,6 @@ class BlockingLink(Link):
             poll.register(self.fileno, 0)
             return bool(poll.poll(timeout_ms))
         finally:
-            self.leave(token)
+            self._inside.discard(token)
+            if self.closed:
+                self.leave(token)

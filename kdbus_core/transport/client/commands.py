@@ -1,9 +1,8 @@
-"""Every command as an `Operation`: the bytes that ask for it, and what its answer means.
+"""Every command of a connection as an `Operation`: the bytes that ask for it, and what its answer means.
 
 Nothing in here sends or waits: the blocking and the asynchronous half perform
-the same operations.  `HandleCommands` are those of a node that was opened,
-`ConnectionCommands` those of a connection; the latter also keeps what belongs to
-the connection itself: its pool, the next cookie, how many messages it lost, and
+the same operations.  `ConnectionCommands` also keeps what belongs to the
+connection itself: its pool, the next cookie, how many messages it lost, and
 messages that were received for somebody who had stopped waiting.
 
 A slice that was only peeked at may still be received: then it is the same
@@ -14,31 +13,22 @@ slices are kept, and one that RECV returns belongs to what was received.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from errno import EAGAIN, EBADMSG, EINVAL
-from functools import partial
-from struct import Struct
+from collections.abc import Callable, Sequence
+from errno import EAGAIN, EBADMSG
 from threading import RLock
-from typing import Any, NamedTuple
 
 from kdbus_core.abi import (
     CMD,
-    CMD_FREE,
-    CMD_HELLO,
     CMD_INFO,
     CMD_LIST,
     CMD_MATCH,
     CMD_RECV,
     CMD_SEND,
-    NEGOTIATE,
     Command,
-    HelloFlag,
     ItemType,
     ListFlag,
-    MakeFlag,
     MatchFlag,
     NameFlag,
     ReceiveFlag,
@@ -47,42 +37,28 @@ from kdbus_core.abi import (
 from kdbus_core.domain import Bloom
 from kdbus_core.errors import KdbusError
 from kdbus_core.items import (
-    ACCESS,
     BLOOM_PARAMETER,
-    HEADER_SIZE,
-    ID_NOTICE,
-    NAME_NOTICE,
-    NUMBER,
-    build_item,
     build_numbers_item,
-    build_string_item,
 )
-from kdbus_core.matches import BloomMask, DstIdMatch, IdMatch, IdNotice, MatchRule, NameMatch
-from kdbus_core.metadata import Credentials, Snapshot, as_snapshot
-from kdbus_core.policy import Access, PolicyEntry
-from kdbus_core.transport.client.operations import Answer, Operation, check, close_fds, name_of, truncated
-from kdbus_core.transport.client.received import Part, PoolView, Received, read_all
+from kdbus_core.matches import MatchRule
+from kdbus_core.policy import PolicyEntry
+from kdbus_core.transport.client.building import (
+    build_free,
+    build_policy,
+    build_rule,
+    build_simple,
+    build_text,
+)
+from kdbus_core.transport.client.handle_commands import Welcome
+from kdbus_core.transport.client.operations import Answer, Operation, check, name_of, plain
+from kdbus_core.transport.client.pool import PoolView
+from kdbus_core.transport.client.received import Part, Received
 from kdbus_core.transport.client.records import Info, parse_first, parse_records
 from kdbus_core.transport.client.sending import Draft, SendOptions, build_send
-from kdbus_core.transport.protocol import INSPECT
 
 LIST_ALL = ListFlag.UNIQUE | ListFlag.NAMES | ListFlag.ACTIVATORS | ListFlag.QUEUED
 DEFAULT_CALL_TIMEOUT_NS = 25_000_000_000
 """How long a call waits for its reply unless it says so itself."""
-
-_EMPTY_STRUCTS: dict[Command, Struct] = {
-    Command.HELLO: CMD_HELLO,
-    Command.FREE: CMD_FREE,
-    Command.CONN_INFO: CMD_INFO,
-    Command.BUS_CREATOR_INFO: CMD_INFO,
-    Command.LIST: CMD_LIST,
-    Command.SEND: CMD_SEND,
-    Command.RECV: CMD_RECV,
-    Command.MSG_CANCEL: CMD_MATCH,
-    Command.MATCH_ADD: CMD_MATCH,
-    Command.MATCH_REMOVE: CMD_MATCH,
-}
-"""Those whose struct is more than `CMD`."""
 
 _FREE = int(Command.FREE)
 _RECV = int(Command.RECV)
@@ -94,201 +70,6 @@ _RECEIVE = CMD_RECV.pack(CMD_RECV.size, 0, 0, 0, 0, 0, 0, 0)
 
 
 Infos = list[Info]
-
-
-class Supported(NamedTuple):
-    """What the broker knows of a command: its flags, and the types of the items it takes."""
-
-    flags: int
-    items: frozenset[int]
-
-
-class Welcome(NamedTuple):
-    """What HELLO brings: who we are, on which bus, and where to receive.  The descriptors are owned."""
-
-    id: int
-    id128: bytes
-    bus_flags: MakeFlag
-    bloom_offset: int
-    bloom_size: int
-    pool_size: int
-    pool_fd: int
-    event_fd: int
-
-    def close(self) -> None:
-        """Nobody wants it: the descriptors go."""
-        close_fds((self.pool_fd, self.event_fd))
-
-
-def _text(type: ItemType, text: str) -> bytes:
-    try:
-        return build_string_item(type, text)
-    except UnicodeEncodeError as error:
-        raise KdbusError(EINVAL, f"{text!r} cannot be a name") from error
-
-
-def _simple(command: Command, items: Iterable[bytes] = (), flags: int = 0) -> bytes:
-    rest = b"".join(items)
-    return CMD.pack(CMD.size + len(rest), flags, 0) + rest
-
-
-def _nothing(number: int, answer: Answer) -> None:
-    check(answer, number)
-
-
-def _done(command: Command, body: bytes) -> Operation[None]:
-    """An operation with no other result than that it is done."""
-    return Operation(command, body, partial(_nothing, command))
-
-
-def build_free(offset: int) -> bytes:
-    """The body of a FREE."""
-    return CMD_FREE.pack(CMD_FREE.size, 0, 0, offset)
-
-
-def build_accesses(accesses: Iterable[Access]) -> Iterable[bytes]:
-    """POLICY_ACCESS items."""
-    for access in accesses:
-        yield build_item(ItemType.POLICY_ACCESS, ACCESS.pack(access.type, access.level, access.id))
-
-
-def build_policy(policy: Sequence[PolicyEntry]) -> Iterable[bytes]:
-    """NAME items, each followed by its accesses."""
-    for entry in policy:
-        yield _text(ItemType.NAME, entry.name)
-        yield from build_accesses(entry.accesses)
-
-
-def build_faked(faked: Credentials | Snapshot) -> Iterable[bytes]:
-    """The items of HELLO that say for whom a connection speaks; what is unknown has none."""
-    snapshot = as_snapshot(faked)
-    if snapshot.creds is not None:
-        yield build_numbers_item(ItemType.CREDS, *snapshot.creds)
-    if snapshot.pids is not None:
-        yield build_numbers_item(ItemType.PIDS, *snapshot.pids)
-    if snapshot.auxgroups is not None:
-        yield build_numbers_item(ItemType.AUXGROUPS, *snapshot.auxgroups)
-    if snapshot.seclabel is not None:
-        yield build_item(ItemType.SECLABEL, snapshot.seclabel + b"\0")
-
-
-def build_rule(rule: MatchRule) -> bytes:
-    """One rule of a match as an item."""
-    match rule:
-        case BloomMask(generations):
-            return build_item(ItemType.BLOOM_MASK, b"".join(generations))
-        case IdMatch(id):
-            return build_numbers_item(ItemType.ID, id)
-        case DstIdMatch(id):
-            return build_numbers_item(ItemType.DST_ID, id)
-        case NameMatch(name):
-            return _text(ItemType.NAME, name)
-        case IdNotice(type, id):
-            return build_item(type, ID_NOTICE.pack(id, 0))
-        case _:
-            about = b"" if rule.name is None else rule.name.encode("latin-1", "replace") + b"\0"
-            return build_item(rule.type, NAME_NOTICE.pack(rule.old_id, 0, rule.new_id, 0) + about)
-
-
-def negotiate(command: Command) -> Operation[Supported]:
-    """Ask what is supported of a command without doing anything."""
-    struct = _EMPTY_STRUCTS.get(command, CMD)
-    types = build_numbers_item(ItemType.NEGOTIATE, *ItemType)
-    body = bytearray(struct.size) + types
-    CMD.pack_into(body, 0, len(body), NEGOTIATE, 0)
-
-    def finish(answer: Answer) -> Supported:
-        check(answer, command)
-        memory = answer.apply(body)
-        numbers = NUMBER.iter_unpack(memory[struct.size + HEADER_SIZE :])
-        return Supported(CMD.unpack_from(memory)[1], frozenset(type for (type,) in numbers if type))
-
-    return Operation(command, bytes(body), finish)
-
-
-class HandleCommands:
-    """What can be asked of a node that was opened."""
-
-    supported = staticmethod(negotiate)
-
-    @staticmethod
-    def make_bus(
-        name: str,
-        *,
-        access: MakeFlag = MakeFlag(0),  # noqa: B008 - a constant
-        bloom: Bloom = Bloom(),  # noqa: B008 - a constant
-        creator_mask: int = 0,
-        required: int = 0,
-    ) -> Operation[None]:
-        items = [
-            _text(ItemType.MAKE_NAME, name),
-            build_item(ItemType.BLOOM_PARAMETER, BLOOM_PARAMETER.pack(*bloom)),
-            build_numbers_item(ItemType.ATTACH_FLAGS_SEND, creator_mask),
-            build_numbers_item(ItemType.ATTACH_FLAGS_RECV, required),
-        ]
-        return _done(Command.BUS_MAKE, _simple(Command.BUS_MAKE, items, access))
-
-    @staticmethod
-    def make_node(command: Command, name: str, access: MakeFlag) -> Operation[None]:
-        """DOMAIN_MAKE and ENDPOINT_MAKE."""
-        return _done(command, _simple(command, [_text(ItemType.MAKE_NAME, name)], access))
-
-    @staticmethod
-    def update_endpoint(policy: Sequence[PolicyEntry]) -> Operation[None]:
-        return _done(Command.ENDPOINT_UPDATE, _simple(Command.ENDPOINT_UPDATE, build_policy(policy)))
-
-    @staticmethod
-    def inspect() -> Operation[dict[str, Any]]:
-        """INSPECT: the domain as plain values."""
-
-        def finish(answer: Answer) -> dict[str, Any]:
-            check(answer, INSPECT)
-            if not answer.fds:
-                raise truncated(INSPECT)
-            try:
-                state = json.loads(read_all(answer.fds[0]))
-            except (OSError, ValueError) as error:
-                raise KdbusError(EBADMSG, f"the state of the domain cannot be read: {error}") from error
-            if not isinstance(state, dict):
-                raise KdbusError(EBADMSG, "the state of the domain is not an object")
-            return state
-
-        return Operation(INSPECT, b"", finish)
-
-    @staticmethod
-    def hello(
-        *,
-        flags: HelloFlag,
-        attach_send: int,
-        attach_recv: int,
-        pool_size: int,
-        description: str,
-        name: str | None,
-        accesses: Iterable[Access],
-        faked: Credentials | Snapshot | None,
-    ) -> Operation[Welcome]:
-        items = [] if name is None else [_text(ItemType.NAME, name)]
-        if description:
-            items.append(_text(ItemType.CONN_DESCRIPTION, description))
-        items += build_accesses(accesses)
-        if faked is not None:
-            items += build_faked(faked)
-        rest = b"".join(items)
-        size = CMD_HELLO.size + len(rest)
-        struct = CMD_HELLO.pack(size, flags, 0, attach_send, attach_recv, 0, 0, pool_size, 0, 0, bytes(16))
-
-        def finish(answer: Answer) -> Welcome:
-            check(answer, Command.HELLO)
-            if len(answer.fds) < 2:
-                raise truncated(Command.HELLO)
-            _, _, _, _, _, bus_flags, id, _, offset, items_size, id128 = CMD_HELLO.unpack(
-                answer.apply(bytearray(struct))
-            )
-            pool_fd, event_fd, *others = answer.take_fds()
-            close_fds(others)
-            return Welcome(id, id128, MakeFlag(bus_flags), offset, items_size, pool_size, pool_fd, event_fd)
-
-        return Operation(Command.HELLO, struct + rest, finish, dispose=Welcome.close)
 
 
 class ConnectionCommands:
@@ -369,7 +150,7 @@ class ConnectionCommands:
         return Received(self.pool, offset, size, fds=answer.fds, incomplete=incomplete)
 
     def cancel(self, cookie: int) -> Operation[None]:
-        return _done(Command.MSG_CANCEL, CMD_MATCH.pack(CMD_MATCH.size, 0, 0, cookie))
+        return plain(Command.MSG_CANCEL, CMD_MATCH.pack(CMD_MATCH.size, 0, 0, cookie))
 
     def receive(self, flags: int, priority: int) -> Operation[Received | None]:
         if flags & _PEEK and not flags & _DROP:
@@ -439,7 +220,7 @@ class ConnectionCommands:
     # Names and matches
 
     def name_acquire(self, name: str, flags: int) -> Operation[NameFlag]:
-        body = _simple(Command.NAME_ACQUIRE, [_text(ItemType.NAME, name)], flags)
+        body = build_simple([build_text(ItemType.NAME, name)], flags)
 
         def finish(answer: Answer) -> NameFlag:
             check(answer, Command.NAME_ACQUIRE)
@@ -448,16 +229,16 @@ class ConnectionCommands:
         return Operation(Command.NAME_ACQUIRE, body, finish)
 
     def name_release(self, name: str) -> Operation[None]:
-        return _done(Command.NAME_RELEASE, _simple(Command.NAME_RELEASE, [_text(ItemType.NAME, name)]))
+        return plain(Command.NAME_RELEASE, build_simple([build_text(ItemType.NAME, name)]))
 
     def match_add(self, cookie: int, rules: Sequence[MatchRule], *, replace: bool) -> Operation[None]:
         items = b"".join(build_rule(rule) for rule in rules)
         flags = MatchFlag.REPLACE if replace else 0
         struct = CMD_MATCH.pack(CMD_MATCH.size + len(items), flags, 0, cookie)
-        return _done(Command.MATCH_ADD, struct + items)
+        return plain(Command.MATCH_ADD, struct + items)
 
     def match_remove(self, cookie: int) -> Operation[None]:
-        return _done(Command.MATCH_REMOVE, CMD_MATCH.pack(CMD_MATCH.size, 0, 0, cookie))
+        return plain(Command.MATCH_REMOVE, CMD_MATCH.pack(CMD_MATCH.size, 0, 0, cookie))
 
     # The connection
 
@@ -471,10 +252,10 @@ class ConnectionCommands:
             items.append(build_numbers_item(ItemType.ATTACH_FLAGS_RECV, attach_recv))
         if policy is not None:
             items += build_policy(policy)
-        return _done(Command.UPDATE, _simple(Command.UPDATE, items))
+        return plain(Command.UPDATE, build_simple(items))
 
     def byebye(self) -> Operation[None]:
-        return _done(Command.BYEBYE, _simple(Command.BYEBYE))
+        return plain(Command.BYEBYE, build_simple())
 
     def sync(self) -> Operation[None]:
         """Nothing: its answer comes after those of everything before it."""
@@ -483,7 +264,7 @@ class ConnectionCommands:
     # Questions
 
     def info(self, id: int | None, name: str | None, attach: int) -> Operation[Info]:
-        items = b"" if name is None else _text(ItemType.NAME, name)
+        items = b"" if name is None else build_text(ItemType.NAME, name)
         return self._ask(Command.CONN_INFO, id or 0, attach, items)
 
     def creator_info(self, attach: int) -> Operation[Info]:

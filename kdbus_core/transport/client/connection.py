@@ -12,7 +12,8 @@ from errno import ENOMEM
 from kdbus_core.abi import Command, MakeFlag
 from kdbus_core.domain import Bloom
 from kdbus_core.errors import KdbusError
-from kdbus_core.transport.client.commands import ConnectionCommands, Welcome
+from kdbus_core.transport.client.commands import ConnectionCommands
+from kdbus_core.transport.client.handle_commands import Welcome
 from kdbus_core.transport.client.link import ErrorHandler, Link
 from kdbus_core.transport.client.operations import close_fds
 

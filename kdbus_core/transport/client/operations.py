@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import EBADMSG, EMFILE, EPIPE
+from functools import partial
 from threading import RLock
 from typing import Generic, Protocol, TypeVar
 
@@ -240,3 +241,12 @@ class Operation(Generic[T]):
 def truncated(number: int) -> KdbusError:
     """What a result is refused with whose descriptors did not get through."""
     return KdbusError(EMFILE, f"{name_of(number)}: this process has no room for more descriptors")
+
+
+def _nothing(number: int, answer: Answer) -> None:
+    check(answer, number)
+
+
+def plain(command: Command, body: bytes) -> Operation[None]:
+    """An operation with no other result than that it is done."""
+    return Operation(command, body, partial(_nothing, command))

@@ -1,8 +1,7 @@
-"""The receiver's side of a pool, and the messages found in it.
+"""Messages as their receiver has them.
 
-A pool is memory that the broker writes and this process can only read.  A
-message lies in a slice of it until the slice is freed.  Small ones, up to
-`COPY_LIMIT` bytes, are copied out as a whole and their slice is free again at
+A message lies in a slice of the pool until the slice is freed.  Small ones, up
+to `COPY_LIMIT` bytes, are copied out as a whole and their slice is free again at
 once; of a larger one only header and items are copied, and the payload stays
 where it is until the message is closed.  Payload in sealed memory is mapped
 when it is looked at, and never copied.
@@ -16,12 +15,9 @@ exactly once: in `close`, or, of descriptors, to whoever takes them.
 
 from __future__ import annotations
 
-import mmap
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from errno import EBADF, EBADMSG
 from typing import NamedTuple
 
@@ -34,18 +30,16 @@ from kdbus_core.abi import (
     ZERO_FILL,
     ItemType,
     MessageFlag,
-    NameFlag,
 )
 from kdbus_core.errors import KdbusError
-from kdbus_core.items import FD, ID_NOTICE, MEMFD, NAME_NOTICE, NUMBER, VEC
+from kdbus_core.items import FD, MEMFD, NUMBER, VEC
 from kdbus_core.matches import Filter
 from kdbus_core.message import Zeros
+from kdbus_core.transport.client.notices import Notification, parse_notification
 from kdbus_core.transport.client.operations import close_fds
+from kdbus_core.transport.client.pool import COPY_LIMIT, PoolView
 from kdbus_core.transport.client.records import Metadata, parse_metadata, walk
 from kdbus_core.transport.files import map_sealed
-
-COPY_LIMIT = 16 * 1024
-"""Bytes of a slice up to which it is copied out of the pool instead of being held."""
 
 _EXPECT_REPLY = int(MessageFlag.EXPECT_REPLY)
 _PAYLOAD_OFF = int(ItemType.PAYLOAD_OFF)
@@ -66,99 +60,6 @@ class SealedMemory(NamedTuple):
 
 Part = bytes | bytearray | memoryview | SealedMemory | Zeros
 """A part of a payload that is to be sent."""
-
-
-# Notifications
-
-
-@dataclass(frozen=True, slots=True)
-class NameChanged:
-    """A name has a new owner (`kind` NAME_ADD, NAME_REMOVE or NAME_CHANGE); id 0 is nobody."""
-
-    kind: ItemType
-    name: str
-    old_id: int
-    old_flags: NameFlag
-    new_id: int
-    new_flags: NameFlag
-
-
-@dataclass(frozen=True, slots=True)
-class IdChanged:
-    """A connection has come or gone (`kind` ID_ADD or ID_REMOVE)."""
-
-    kind: ItemType
-    id: int
-    flags: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyDead:
-    """Whoever owed the answer to the request with this cookie has gone."""
-
-    cookie: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyTimeout:
-    """The request with this cookie has not been answered in time."""
-
-    cookie: int
-
-
-Notification = NameChanged | IdChanged | ReplyDead | ReplyTimeout
-
-
-# The pool
-
-
-class PoolView:
-    """A pool as its receiver sees it.  Owns the mapping."""
-
-    __slots__ = ("_free_now", "_free_soon", "_map", "size", "view")
-
-    def __init__(
-        self, fd: int, size: int, free_soon: Callable[[int], None], free_now: Callable[[int], None]
-    ) -> None:
-        """Map `size` bytes of the memory behind `fd`, which stays the caller's; OSError."""
-        self._map: mmap.mmap | None = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        self.view = memoryview(self._map)
-        self.size = size
-        self._free_soon = free_soon
-        self._free_now = free_now
-
-    def free(self, offset: int, size: int) -> None:
-        """Give back a slice: at once if others might miss it, else with the next command."""
-        if size <= COPY_LIMIT and size * 16 <= self.size:
-            self._free_soon(offset)
-        else:
-            self._free_now(offset)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """A copy of what lies there; EBADMSG when that is not in the pool."""
-        self.check(offset, size)
-        return self.view[offset : offset + size].tobytes()
-
-    def take(self, offset: int, size: int) -> bytes:
-        """The answer that lies there, whose slice is given back; an empty one has none."""
-        if not size:
-            return b""
-        data = self.read(offset, size)
-        self.free(offset, size)
-        return data
-
-    def check(self, offset: int, size: int) -> None:
-        """EBADMSG unless so many bytes lie there."""
-        if size > self.size or offset > self.size - size:
-            raise KdbusError(EBADMSG, f"{size} bytes at {offset} are not in a pool of {self.size}")
-
-    def close(self) -> None:
-        """Let go of the memory; it stays mapped for as long as somebody still looks at a part of it."""
-        self.view.release()
-        pool, self._map = self._map, None
-        if pool is not None:
-            with suppress(BufferError):  # the last view of a message closes it
-                pool.close()
 
 
 class _Stored(NamedTuple):
@@ -473,36 +374,4 @@ class Received:
         """What the broker says; None for a message of a connection, or of a kind there is no type for."""
         if self.sender != SRC_KERNEL or self.payload_type != PAYLOAD_KERNEL:
             return None
-        for item in walk(self._items, MSG.size):
-            payload = item.payload
-            match item.type:
-                case ItemType.NAME_ADD | ItemType.NAME_REMOVE | ItemType.NAME_CHANGE:
-                    if len(payload) < NAME_NOTICE.size:
-                        raise _malformed(f"a notification of {len(payload)} bytes")
-                    old_id, old_flags, new_id, new_flags = NAME_NOTICE.unpack_from(payload)
-                    name = payload[NAME_NOTICE.size :].partition(b"\0")[0].decode("latin-1")
-                    kind = ItemType(item.type)
-                    return NameChanged(kind, name, old_id, NameFlag(old_flags), new_id, NameFlag(new_flags))
-                case ItemType.ID_ADD | ItemType.ID_REMOVE:
-                    if len(payload) != ID_NOTICE.size:
-                        raise _malformed(f"a notification of {len(payload)} bytes")
-                    return IdChanged(ItemType(item.type), *ID_NOTICE.unpack(payload))
-                case ItemType.REPLY_DEAD:
-                    return ReplyDead(self.cookie_reply)
-                case ItemType.REPLY_TIMEOUT:
-                    return ReplyTimeout(self.cookie_reply)
-        return None
-
-
-def read_all(fd: int) -> bytes:
-    """Everything in a memfd; OSError."""
-    size = os.fstat(fd).st_size
-    chunks: list[bytes] = []
-    at = 0
-    while at < size:
-        chunk = os.pread(fd, size - at, at)
-        if not chunk:
-            break
-        chunks.append(chunk)
-        at += len(chunk)
-    return b"".join(chunks)
+        return parse_notification(self._items, self.cookie_reply)

@@ -33,7 +33,9 @@ from kdbus_core.matches import Filter, IdMatch, NameNotice
 from kdbus_core.metadata import Creds, Snapshot
 from kdbus_core.transport.client.aio import Connection, Handle, open_node
 from kdbus_core.transport.client.aio_link import AioLink
-from kdbus_core.transport.client.received import COPY_LIMIT, NameChanged, Received
+from kdbus_core.transport.client.notices import NameChanged
+from kdbus_core.transport.client.pool import COPY_LIMIT
+from kdbus_core.transport.client.received import Received
 from kdbus_core.transport.protocol import QUIET
 
 T = TypeVar("T")

@@ -51,7 +51,7 @@ from kdbus_core.message import Zeros
 from kdbus_core.metadata import Creds, Pids, Snapshot
 from kdbus_core.policy import Access, PolicyEntry
 from kdbus_core.transport.client import Connection, Received, SealedMemory, open_node
-from kdbus_core.transport.client.received import IdChanged, NameChanged, ReplyDead, ReplyTimeout
+from kdbus_core.transport.client.notices import IdChanged, NameChanged, ReplyDead, ReplyTimeout
 from kdbus_core.transport.files import make_memfd
 
 MIB = 1 << 20

@@ -33,7 +33,7 @@ from kdbus_core.errors import KdbusError
 from kdbus_core.items import BLOOM_PARAMETER, build_item, build_numbers_item
 from kdbus_core.transport.client.blocking import Connection, Handle, open_node
 from kdbus_core.transport.client.blocking_link import BlockingLink
-from kdbus_core.transport.client.received import COPY_LIMIT
+from kdbus_core.transport.client.pool import COPY_LIMIT
 from kdbus_core.transport.files import make_memfd
 from kdbus_core.transport.protocol import INSPECT, QUIET, REFUSED
 

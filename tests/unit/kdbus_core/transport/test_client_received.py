@@ -17,16 +17,9 @@ from kdbus_core.items import build_item, build_numbers_item, build_string_item
 from kdbus_core.matches import Filter
 from kdbus_core.message import Zeros
 from kdbus_core.metadata import Stamp
-from kdbus_core.transport.client.received import (
-    COPY_LIMIT,
-    IdChanged,
-    NameChanged,
-    PoolView,
-    Received,
-    ReplyDead,
-    ReplyTimeout,
-    SealedMemory,
-)
+from kdbus_core.transport.client.notices import IdChanged, NameChanged, ReplyDead, ReplyTimeout
+from kdbus_core.transport.client.pool import COPY_LIMIT, PoolView
+from kdbus_core.transport.client.received import Received, SealedMemory
 from kdbus_core.transport.files import make_memfd
 
 POOL_SIZE = 1 << 20

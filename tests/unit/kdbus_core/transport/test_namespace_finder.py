@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from errno import EACCES
 
 import pytest
 from support.children import CLONE_NEWPID, CLONE_NEWUSER, Child, Meeting, needs_root, open_fds, write_map
@@ -20,7 +21,8 @@ from kdbus_core.metadata import (
     UserNamespace,
 )
 from kdbus_core.transport.facts import ProcessReader
-from kdbus_core.transport.namespace_finder import NamespaceFinder, parse_map
+from kdbus_core.transport.namespace_finder import NamespaceFinder
+from kdbus_core.transport.proc import ProcessDirectory
 from kdbus_core.transport.processes import read_process
 
 
@@ -290,10 +292,61 @@ def test_a_process_of_ours_is_invisible_in_there(place: Place) -> None:
     assert place.meet(ours).pids_seen_in(namespace) == Pids()
 
 
-# Maps
+# Processes that the broker may not trace
 
 
-def test_an_extent_without_ids_here_is_left_out() -> None:
-    data = b"         0       1000          1\n         1 4294967295         10\n"
-    assert parse_map(data) == (Extent(0, 1000, 1),)
-    assert parse_map(b"") == ()
+class Untraced(ProcessDirectory):
+    """/proc/PID as an unprivileged broker has it for a process of somebody else."""
+
+    def identity(self, name: str) -> tuple[int, int] | None:
+        return None
+
+    def open(self, name: str) -> int:
+        if name.startswith("ns/"):
+            raise PermissionError(EACCES, "not for us")
+        return super().open(name)
+
+
+def test_of_who_may_not_be_traced_the_ids_are_known_by_the_maps(place: Place) -> None:
+    with Untraced(place.launch().pid) as directory:
+        namespace = place.finder.user_namespace(directory)
+        assert namespace is not None
+        assert [namespace.from_initial_uid(uid) for uid in (0, os.getuid())] == [0, os.getuid()]
+        assert namespace.from_initial_gid(os.getgid()) == os.getgid()
+        assert place.finder.user_namespace(directory) is namespace
+        del namespace
+
+
+def test_of_who_may_not_be_traced_the_ids_of_its_own_namespace_are_known(place: Place) -> None:
+    child = place.launch()
+    uid, gid = os.getuid(), os.getgid()
+    child.enter_user_namespace()
+    with Untraced(child.pid) as directory:
+        namespace = place.finder.user_namespace(directory)
+    assert namespace is not None
+    assert (namespace.from_initial_uid(uid), namespace.from_initial_gid(gid)) == (0, 0)
+    assert namespace.from_initial_uid(uid + 1) is None
+    assert namespace.to_initial_uid(0) == uid
+    assert namespace.parent is None
+
+
+def test_who_has_one_pid_lives_in_the_pid_namespace_of_proc(place: Place) -> None:
+    with Untraced(place.launch().pid) as directory:
+        assert place.finder.pid_namespace(directory) is INITIAL_PID_NAMESPACE
+
+
+def test_who_has_several_pids_lives_in_a_pid_namespace_that_is_not_known(place: Place) -> None:
+    child = place.launch()
+    make_first(child)
+    place.meet_fork(child)
+    with Untraced(child.ask("forked")) as directory:
+        assert place.finder.pid_namespace(directory) is None
+
+
+def test_of_who_has_ended_nothing_is_known(place: Place) -> None:
+    child = place.launch()
+    with Untraced(child.pid) as directory:
+        child.kill()
+        child.reap()
+        assert place.finder.user_namespace(directory) is None
+        assert place.finder.pid_namespace(directory) is None
