@@ -126,7 +126,7 @@ def _private_directory() -> Iterator[tuple[Path, str]]:
 
 
 @contextmanager
-def _running(
+def running(
     command: list[str], directory: Path, *, pass_fds: tuple[int, ...]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command`; on leaving, end it and the children it has then, and wait until all are gone."""
@@ -180,7 +180,7 @@ def _greet(address: str) -> None:
 
 
 @contextmanager
-def _start_daemon(name: str, command: tuple[str, ...]) -> Iterator[RunningBus]:
+def start_daemon(name: str, command: tuple[str, ...]) -> Iterator[RunningBus]:
     """A bus that takes dbus-daemon's command line."""
     ours, theirs = socket.socketpair()
     # dbus-daemon closes the descriptor after printing to it: one for the address, one for the pid.
@@ -191,7 +191,7 @@ def _start_daemon(name: str, command: tuple[str, ...]) -> Iterator[RunningBus]:
             f"--print-address={theirs.fileno()}",
             f"--print-pid={second.fileno()}",
         )
-        with _running([*command, *arguments], directory, pass_fds=(theirs.fileno(), second.fileno())):
+        with running([*command, *arguments], directory, pass_fds=(theirs.fileno(), second.fileno())):
             theirs.close()
             second.close()
             pid = _read_announced_pid(ours, directory)
@@ -237,7 +237,7 @@ def _start_dbus_broker() -> Iterator[RunningBus]:
             f"unix:path={address}",
             str(directory / "config.xml"),
         ]
-        with _running(command, directory, pass_fds=(listener.fileno(), journal.fileno())) as process:
+        with running(command, directory, pass_fds=(listener.fileno(), journal.fileno())) as process:
             # A client that waits at a socket nobody serves any more must see the end of it.
             listener.close()
             try:
@@ -269,11 +269,11 @@ def _read_journal(journal: socket.socket) -> str:
 def _start_dbus_daemon() -> Iterator[RunningBus]:
     if shutil.which("dbus-daemon") is None:
         raise StartError("dbus-daemon is not installed")
-    with _start_daemon("dbus-daemon", ("dbus-daemon",)) as bus:
+    with start_daemon("dbus-daemon", ("dbus-daemon",)) as bus:
         yield bus
 
 
-_BUSPROXYD = (sys.executable, "-m", "busproxy.daemon")
+BUSPROXYD = (sys.executable, "-m", "busproxy.daemon")
 
 
 @contextmanager
@@ -284,7 +284,7 @@ def _start_busproxyd() -> Iterator[RunningBus]:
         found = None
     if found is None:
         raise StartError(f"{sys.executable} has no module busproxy.daemon; run from a checkout or install it")
-    with _start_daemon("busproxyd", _BUSPROXYD) as bus:
+    with start_daemon("busproxyd", BUSPROXYD) as bus:
         yield bus
 
 
@@ -294,7 +294,7 @@ KINDS = {
     for kind in (
         BusKind("dbus-daemon", _start_dbus_daemon, ("dbus-daemon", "--version")),
         BusKind("dbus-broker", _start_dbus_broker, ("dbus-broker", "--version")),
-        BusKind("busproxyd", _start_busproxyd, (*_BUSPROXYD, "--version")),
+        BusKind("busproxyd", _start_busproxyd, (*BUSPROXYD, "--version")),
     )
 }
 

@@ -295,7 +295,7 @@ def serve_calls(connected: socket.socket, signature: str, body: bytes) -> None:
             fields = bytes(view[offset + FIXED_LENGTH : offset + FIXED_LENGTH + fields_length])
             reply = replies.get(fields)
             if reply is None:
-                reply = replies[fields] = _first_reply(view[offset : offset + length], kind, signature, body)
+                reply = replies[fields] = first_reply(view[offset : offset + length], kind, signature, body)
             _patch(reply, SERIAL_OFFSET, serial)
             _patch(reply, REPLY_SERIAL_OFFSET, call_serial)
             send(reply)
@@ -317,7 +317,7 @@ def serve_batches(connected: socket.socket) -> None:
                 raise BusError("calls of different shapes")
             continue
         if len(replies) < count * size or not size:
-            reply = _first_reply(frames.view[:length], CALL, "", b"")
+            reply = first_reply(frames.view[:length], CALL, "", b"")
             size = len(reply)
             replies = memoryview(bytearray(reply * count))
             serials = replies.cast("I")[SERIAL_OFFSET // 4 :: size // 4]
@@ -328,7 +328,7 @@ def serve_batches(connected: socket.socket) -> None:
         connected.sendall(replies[: count * size])
 
 
-def _first_reply(call: memoryview, kind: int, signature: str, body: bytes) -> bytearray:
+def first_reply(call: memoryview, kind: int, signature: str, body: bytes) -> bytearray:
     message = bytes(call)
     if kind != CALL:
         raise unexpected(message)

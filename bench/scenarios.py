@@ -17,17 +17,20 @@ import signal
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
+from typing import TypeVar
 
 from bench import load, messages, processes
 from bench.buses import RunningBus
 from bench.client import BUS, BUS_PATH, BusError, Connection
 from bench.load import Limits, Tally
 
+T = TypeVar("T")
 Driver = Callable[[Limits], Tally]
 
 SERVICE = "org.example.Bench"
@@ -86,9 +89,15 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def connect(self, *, name: str | None = None, match: str | None = None) -> Connection:
+    def enter(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that is left with the stage."""
+        return self._open.enter_context(context)
+
+    def connect(
+        self, address: str | None = None, *, name: str | None = None, match: str | None = None
+    ) -> Connection:
         """A settled client, owner of `name` and subscribed to `match`."""
-        connection = Connection(self.address)
+        connection = Connection(address or self.address)
         self._open.callback(connection.close)
         if name is not None:
             connection.request_name(name)
