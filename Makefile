@@ -15,14 +15,14 @@ COVERED = kdbus_core/names.py,kdbus_core/matches.py,kdbus_core/bloom_index.py,kd
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL = help
-.PHONY: help run test lint cover soak deep fuzz bench clean
+.PHONY: help run test split lint cover soak deep fuzz bench clean
 
 help: ## list these commands
 	@sed -n -e '/^[a-z]*:.*## /{' -e 's/:.*## /          /' -e 's/^\(.\{8\}\) */  make \1/p' -e '}' Makefile
 
 run: ## start a private bus, let real clients talk on it; with a terminal, leave a shell on it
 	@scripts/set-up.sh run
-	@$(BIN)/busproxy run -- $(BIN)/python scripts/try_bus.py
+	@$(BIN)/busproxy run --native -- $(BIN)/python scripts/try_bus.py
 
 test: lint ## lint, then run all tests on the real clients they need
 	@$(BIN)/python scripts/client_programs.py
@@ -39,6 +39,11 @@ cover: ## measure which branches of the broker its tests take; names, matches, p
 	$(PYTEST) --cov=kdbus_core --cov-branch --cov-report=term-missing:skip-covered tests/unit/kdbus_core tests/kdbus \
 		$(PYTEST_ARGS) </dev/null
 	$(BIN)/python -m coverage report --fail-under=100 --include='$(COVERED)'
+
+split: ## the tests with real clients, on the proxy in front of a broker of its own
+	@scripts/set-up.sh test
+	@$(BIN)/python scripts/client_programs.py
+	BUSPROXY_TEST_CORE=1 $(PYTEST) tests/clients $(PYTEST_ARGS) </dev/null
 
 soak: ## two hundred clients at once for a minute
 	@scripts/set-up.sh test

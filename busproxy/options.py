@@ -1,10 +1,11 @@
-"""busproxyd's command line: dbus-daemon's options, read the way dbus-daemon reads them, and `--loop`.
+"""busproxyd's command line: dbus-daemon's options, read as dbus-daemon reads them, and some of our own.
 
-The reading is one pass over the words. `--config-file`, `--address`, `--print-address` and `--print-pid` take
-their value after "=" or as the next word; the next word is theirs only if it is not an option without a value
-itself, so `--print-address --session` means what it says. A value option given twice is refused, as is a
-second configuration file in whatever form; contradicting switches are settled by the last one. `--version`
-and `--introspect` end the reading: nothing after them is looked at.
+The reading is one pass over the words. `--config-file`, `--address`, `--print-address`, `--print-pid`, and of
+our own `--loop`, `--native` and `--core` take their value after "=" or as the next word; the next word is
+theirs only if it is not an option without a value itself, so `--print-address --session` means what it says.
+A value option given twice is refused, as is a second configuration file in whatever form; contradicting
+switches are settled by the last one. `--version` and `--introspect` end the reading: nothing after them is
+looked at.
 
 Written by hand because an argument parser from the library cannot do this and costs more to import than the
 rest of a `--version`.
@@ -24,6 +25,7 @@ USAGE = (
     "busproxyd [--version] [--session] [--system] [--config-file=FILE] [--print-address[=DESCRIPTOR]]"
     " [--print-pid[=DESCRIPTOR]] [--introspect] [--address=ADDRESS] [--nopidfile] [--nosyslog] [--syslog]"
     " [--syslog-only] [--nofork] [--fork] [--systemd-activation] [--loop=asyncio|uvloop|auto]"
+    " [--native=DIRECTORY] [--core=ENDPOINT]"
 )
 
 LOOPS = ("asyncio", "uvloop", "auto")
@@ -59,6 +61,8 @@ class Options:
 
     `config_file` is never empty for RUN. `address` replaces every `<listen>` of the file. `print_address` and
     `print_pid` are file descriptors, None when not asked for. `fork` is None when the configuration decides.
+    `native` is the absolute path of the directory at which native peers connect, None without them; `core`
+    that of the endpoint of another broker's bus, None for a bus of our own. There is at most one of them.
     """
 
     action: Action = Action.RUN
@@ -71,6 +75,8 @@ class Options:
     syslog: Syslog = Syslog.FROM_CONFIG
     systemd_activation: bool = False
     loop: str = "auto"
+    native: str | None = None
+    core: str | None = None
 
 
 _SWITCHES: dict[str, tuple[str, object]] = {
@@ -92,6 +98,8 @@ _VALUES = {
     "--print-address": "printing address to",
     "--print-pid": "printing pid to",
     "--loop": "loop",
+    "--native": "directory for native peers",
+    "--core": "endpoint of a bus",
 }
 """The options with a value, in the order in which a word is tried on them, and what they call that value."""
 
@@ -139,6 +147,16 @@ def parse_options(
         options.loop = values["--loop"]
         if options.loop not in LOOPS:
             raise UsageError(f'Invalid loop: "{options.loop}"\n{USAGE}')
+    if values["--native"]:
+        options.native = os.path.abspath(values["--native"])  # in the background "." is another directory
+    elif "--native" in asked:
+        raise UsageError(f"No directory for native peers specified.\n{USAGE}")
+    if values["--core"]:
+        options.core = os.path.abspath(values["--core"])
+    elif "--core" in asked:
+        raise UsageError(f"No endpoint of a bus specified.\n{USAGE}")
+    if options.core is not None and options.native is not None:
+        raise UsageError(f"Native peers connect to the broker of --core, not to this program.\n{USAGE}")
     return options
 
 

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     import asyncio
 
     from busproxy.router import Router
+    from busproxy.surrogates import Surrogates
     from busproxy.wire.match_rules import MatchRule
     from kdbus_core.connection import Connection
+    from kdbus_core.message import Message
     from kdbus_core.notifications import ReplyDead, ReplyTimeout
 
 COLLECT_SIZE = 64 * 1024
@@ -88,6 +90,7 @@ class Peer:
         "rules",
         "stream",
         "subscriptions",
+        "surrogates",
         "unique_name",
         "unix_fds",
         "user",
@@ -117,6 +120,7 @@ class Peer:
         self.max_message_size = router.limits.max_message_size
         self.flows = FlowTable()
         self.subscriptions: dict[MatchRule, Subscription] = {}
+        self.surrogates: Surrogates | None = None
         self.rules = 0
         self.peak_rules = 0
         self.peak_names = 1
@@ -288,6 +292,10 @@ class Peer:
     def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
         """A call of this peer will not be answered; see `kdbus_core.Sink`."""
         self.router.on_reply_lost(self, notification)
+
+    def on_message(self, sender: Connection, message: Message) -> None:
+        """A native connection has sent this peer a message; see `kdbus_core.Sink`."""
+        self.router.bridge.deliver(self, sender, message)
 
     # Going
 

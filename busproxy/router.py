@@ -5,7 +5,8 @@ destination or its audience, opens or takes the reply window, and keeps what
 it found out as a flow.  Then the flow itself delivers, so that the first
 message of a kind and the thousandth take the same way.  What a flow cannot do
 (descriptors, a receiver that is behind, a reply that nobody asked for) is
-done here, message by message.
+done here, message by message.  To and from native connections messages go by
+way of the bridge, which is there once it is needed.
 
 Refusals are answered with dbus-daemon's error names and texts.  Monitors see
 a message before anything is decided about it.
@@ -14,10 +15,11 @@ a message before anything is decided about it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from errno import EADDRNOTAVAIL, EMLINK, ENXIO
+from errno import EADDRNOTAVAIL, EMLINK
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from busproxy.flows import BroadcastFlow, UnicastFlow, audience_of
+from busproxy.flows import BroadcastFlow, Flow, UnicastFlow, audience_of
 from busproxy.incoming import Incoming
 from busproxy.peer import Peer, Phase
 from busproxy.transport.fds import FdSet
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     import logging
 
     from busproxy.activation.activator import Activation
+    from busproxy.bridge import Bridge
     from busproxy.driver import Driver
     from busproxy.policy.config import ConnectPolicy, Limits
     from busproxy.transport.poller import Poller
     from kdbus_core.bus import Bus
     from kdbus_core.connection import Connection
+    from kdbus_core.message import Message
 
 DRIVER_NAME = "org.freedesktop.DBus"
 UNIQUE_PREFIX = ":1."
@@ -73,13 +77,18 @@ def connection_id(unique_name: str) -> int | None:
     return int(digits) if digits == "0" or digits[0] != "0" else None
 
 
+def is_client(connection: Connection) -> bool:
+    """Whether a connection is that of a client of this proxy, and no native one."""
+    return connection.sink is not None
+
+
 def peer_of(connection: Connection) -> Peer:
     """The client behind a proxied connection."""
     return cast(Peer, connection.sink)
 
 
 class Router:
-    """Routing for all peers of one bus.
+    """Routing for all peers of one bus, and its gateway (see `kdbus_core.Gateway`).
 
     `driver` and `activation` are set by whoever puts the daemon together; they
     need the router themselves.
@@ -110,6 +119,24 @@ class Router:
         self.lost_broadcasts = 0
         self.on_incomplete_change: Callable[[], None] = lambda: None
         self._reply_timer: asyncio.TimerHandle | None = None
+        bus.gateway = self
+
+    # Native connections
+
+    @cached_property
+    def bridge(self) -> Bridge:
+        """The way to and from native connections; not there on a bus without any, which starts quicker."""
+        from busproxy.bridge import Bridge
+
+        return Bridge(self)
+
+    def on_broadcast(self, sender: Connection, message: Message) -> None:
+        """A native connection has sent a signal to everybody."""
+        self.bridge.on_broadcast(sender, message)
+
+    def on_unicast(self, sender: Connection, message: Message, receiver: Connection) -> None:
+        """A native connection has sent something to somebody, and there are clients who listen in."""
+        self.bridge.on_unicast(sender, message, receiver)
 
     # What peers need
 
@@ -257,6 +284,9 @@ class Router:
 
         Its sender has a name by now.
         """
+        sender = message.peer.connection
+        if self.bus.has_native_monitors and sender is not None:
+            self.bridge.show(message, sender, None)
         if self.bus.subscriptions.has_monitors:
             envelope = self._envelope(message, None, to_driver=to_driver)
             self._copy(message, self.bus.subscriptions.monitor_audience(envelope), message.peer.user)
@@ -277,8 +307,10 @@ class Router:
         audience = self.bus.subscriptions.broadcast_audience(self._envelope(message, None, to_driver=False))
         if message.fds is not None:
             self._copy(message, audience, sender.user)
+            if self.bus.has_native_monitors:
+                self.bridge.show(message, sender, None)  # for others kdbus has no such broadcasts
             return
-        flow = BroadcastFlow(
+        local = BroadcastFlow(
             self.bus,
             audience,
             tuple(peer_of(receiver).stream for receiver in audience.always),
@@ -289,6 +321,11 @@ class Router:
             checker=body_checker(header.signature, header.little_endian),
             body_length=trivial_body_length(header.signature),
         )
+        flow: Flow = local
+        if self.bus.has_native_listeners:
+            from busproxy.native_flows import SharedBroadcastFlow
+
+            flow = SharedBroadcastFlow(self.bridge, header, sender, local)
         if header.sender_span is None:
             message.peer.flows.add(flow, message.data, message.start, message.body, 0)
         flow.forward(
@@ -328,8 +365,6 @@ class Router:
                 receiver = self.bus.resolve(id=id if id is not None else -1)
             else:
                 receiver = self.bus.resolve(name=destination, auto_start=auto_start)
-            if receiver.sink is None:
-                raise KdbusError(ENXIO, f"connection {receiver.id} takes no D-Bus messages")  # a native one
         except KdbusError as error:
             self.show_to_monitors(message, to_driver=False)
             if auto_start and error.errno != EADDRNOTAVAIL:
@@ -337,7 +372,7 @@ class Router:
             else:
                 self.driver.refuse(message, NAME_HAS_NO_OWNER, f'Name "{destination}" does not exist')
             return
-        if receiver.is_activator:
+        if receiver.is_activator and self.activation.has(receiver):
             self.activation.start_for(message, destination)
             self.show_to_monitors(message, to_driver=False)
             return
@@ -346,7 +381,7 @@ class Router:
     def deliver(
         self, message: Incoming, sender: Connection, receiver: Connection, *, was_held: bool = False
     ) -> None:
-        """Bring a message to a legacy receiver, and make a flow of it where it can be one.
+        """Bring a message to its receiver, and make a flow of it where it can be one.
 
         Monitors have seen one that `was_held` when it came.
         """
@@ -355,6 +390,9 @@ class Router:
             self.show_to_monitors(message, to_driver=False)
             self.driver.refuse(message, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT)
             return
+        if not is_client(receiver):
+            self._deliver_natively(message, sender, receiver, was_held=was_held)
+            return
         stream = peer_of(receiver).stream
         replies = self.bus.replies
         expects_reply = header.type == MessageType.METHOD_CALL and not header.flags & NO_REPLY_EXPECTED
@@ -362,17 +400,13 @@ class Router:
         # A reply is known by its type; a reply serial in anything else means nothing.
         reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
         duties = replies.window(receiver, sender) if reply_serial_at else None
-        envelope = self._envelope(message, receiver, to_driver=False)
-        subscriptions = self.bus.subscriptions
-        others: Audience | None = (
-            subscriptions.eavesdropper_audience(envelope)
-            if was_held
-            else subscriptions.unicast_audience(envelope)
-        )
-        if others is not None and not others.always and not others.argument_count:
-            others = None
+        others = self._listeners(message, receiver, was_held=was_held)
+        is_watched = self.bus.has_native_monitors
+        if is_watched and not was_held:
+            self.bridge.show(message, sender, receiver)
         if (
-            message.fds is None
+            not is_watched
+            and message.fds is None
             and others is None
             and not was_held
             and header.sender_span is None
@@ -396,6 +430,35 @@ class Router:
             ):
                 return
         self._deliver_singly(message, sender, receiver, others)
+
+    def _listeners(self, message: Incoming, receiver: Connection, *, was_held: bool) -> Audience | None:
+        """Which clients see a message beside its receiver, as far as its header says; None for nobody."""
+        envelope = self._envelope(message, receiver, to_driver=False)
+        subscriptions = self.bus.subscriptions
+        others = (
+            subscriptions.eavesdropper_audience(envelope)
+            if was_held
+            else subscriptions.unicast_audience(envelope)
+        )
+        return others if others.always or others.argument_count else None
+
+    def _deliver_natively(
+        self, message: Incoming, sender: Connection, receiver: Connection, *, was_held: bool
+    ) -> None:
+        """Bring a message to a native receiver, and keep the way there where the next may go it too."""
+        header = message.header
+        others = self._listeners(message, receiver, was_held=was_held)
+        if others is not None:
+            self._copy(message, others, sender.user)
+        elif (
+            message.fds is None and not was_held and not receiver.is_activator and header.sender_span is None
+        ):
+            from busproxy.native_flows import NativeFlow
+
+            reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
+            flow = NativeFlow(self.bridge, header, sender, receiver, reply_serial_at)
+            message.peer.flows.add(flow, message.data, message.start, message.body, reply_serial_at)
+        self.bridge.send(message, sender, receiver)
 
     def _deliver_singly(
         self, message: Incoming, sender: Connection, receiver: Connection, others: Audience | None
@@ -425,7 +488,7 @@ class Router:
         requested = header.type in _REPLIES and replies.is_open(receiver, sender, header.reply_serial)
         try:
             if expects_reply:
-                replies.open(replies.window(sender, receiver), message.serial, self._reply_deadline())
+                replies.open(replies.window(sender, receiver), message.serial, self.reply_deadline())
             peer.stream.push(message.with_sender(message.peer.unique_name), sender.user, message.fds)
             if requested:
                 replies.take(receiver, sender, header.reply_serial)
@@ -450,7 +513,8 @@ class Router:
 
     # Deadlines of replies
 
-    def _reply_deadline(self) -> int:
+    def reply_deadline(self) -> int:
+        """When a call of now has to be answered, nanoseconds of the monotonic clock; 0 for no deadline."""
         timeout = self.limits.reply_timeout
         if not timeout:
             return 0

@@ -39,7 +39,7 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import DST_BROADCAST, MAX_CONNECTIONS_PER_USER, MAX_MASK_BYTES, HelloFlag, MakeFlag
+from kdbus_core.abi import MAX_CONNECTIONS_PER_USER, MAX_MASK_BYTES, HelloFlag, MakeFlag
 from kdbus_core.admission import check_kind, check_rights, resolve_account
 from kdbus_core.connection import Connection, Gateway, Limits, Sink
 from kdbus_core.delivery import Delivery, Received
@@ -70,19 +70,19 @@ from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own, may_
 from kdbus_core.pool import Pool
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
+from kdbus_core.shared import SharedBus
 from kdbus_core.subscriptions import Rule, Subscriptions
 from kdbus_core.synchronous import OnDone, SyncCall
 
 if TYPE_CHECKING:
     from kdbus_core.caller import File
     from kdbus_core.domain import Bloom, Domain
-    from kdbus_core.matches import Filter
     from kdbus_core.message import Message
 
 Observer = Callable[[Notification], None]
 
 
-class Bus:
+class Bus(SharedBus):
     """One bus of a domain; commands are its methods.
 
     `creator_mask` says which metadata of its creator can be asked for,
@@ -486,44 +486,6 @@ class Bus:
         self.audience_generation += 1
         if rule.eavesdrop or connection.is_monitor:
             self.route_generation += 1
-
-    # Natives who listen, as the proxy's local connections need to know it
-
-    @property
-    def has_native_listeners(self) -> bool:
-        """Whether any native connection may want broadcasts; if not, nobody has to make native ones.
-
-        `audience_generation` changes with it.
-        """
-        return self.matches.takes_messages or self.has_native_monitors
-
-    @property
-    def has_native_monitors(self) -> bool:
-        """Whether a native connection sees all messages; `route_generation` changes with it."""
-        return any(monitor.inbox is not None for monitor in self.monitors)
-
-    def is_awaited(self, sender: Connection, filter: Filter) -> bool:
-        """Whether a broadcast with this filter would reach any native connection; it may turn out that not."""
-        return self.has_native_monitors or bool(self.matches.recipients(sender, filter, DST_BROADCAST))
-
-    def show_to_native_monitors(self, sender: Connection, message: Message) -> None:
-        """Show native monitors what a local connection sends to another one.  The message is used up."""
-        try:
-            self.delivery.show_to_monitors(sender, message)
-        finally:
-            message.release()
-
-    @property
-    def sequence(self) -> int:
-        """The number of the last message that natives, or natives too, have sent."""
-        return self.delivery.sequence
-
-    def bring(self, connection: Connection, until: int) -> None:
-        """Bring a local connection what natives had sent to a name that it has got, up to that number.
-
-        The rest comes when everybody knows of the name's new owner.
-        """
-        self.delivery.bring(connection, until)
 
     # Messages
 

@@ -1,7 +1,8 @@
 """Show that the session bus works, with real clients, in a few lines; then hand it to the user.
 
 `make run` starts this on a fresh bus. One dbus-next client owns a name and exports an object; a second one
-calls it and gets its signal; then those of busctl, gdbus and dbus-send that are installed call it as well.
+calls it and gets its signal; then those of busctl, gdbus and dbus-send that are installed call it as well, and
+a native kdbus program.
 Whatever goes wrong is said in a line and gives status 1.
 
 With a terminal on both sides a shell follows on the same bus, on which the object stays; its status is not
@@ -22,6 +23,8 @@ from typing import Any
 from dbus_next import DBusError, Message
 from dbus_next.aio import MessageBus
 from greeter import INTERFACE, NAME, PATH, Greeter
+
+from busproxy.native import connect
 
 PATIENCE_SECONDS = 30.0
 DRIVER = "org.freedesktop.DBus"
@@ -128,6 +131,18 @@ async def try_programs() -> None:
         say(name, f"called Greet, the answer: {text.splitlines()[-1].strip()}")
 
 
+async def try_native() -> None:
+    """Call the object from the native side, where this bus has one."""
+    directory = os.environ.get("KDBUS_DIRECTORY")
+    if directory is None:
+        return
+    (node,) = Path(directory).glob("*/bus")
+    async with await connect(node) as bus:
+        (answer,) = await bus.call(NAME, PATH, INTERFACE, "Greet", "s", "native")
+        check("Hello, native!", answer, "the native client")
+        say("native", f"{bus.unique_name} called Greet by way of {node}, the answer: {answer}")
+
+
 async def run_shell() -> None:
     """A shell on this bus until the user leaves it; the object goes on answering."""
     shell = os.environ.get("SHELL") or shutil.which("sh") or "/bin/sh"
@@ -172,6 +187,7 @@ async def main() -> int:
         say("the bus", await describe_bus(client))
         await try_dbus_next(service, client)
         await try_programs()
+        await try_native()
 
     service, client = MessageBus(), MessageBus()
     try:

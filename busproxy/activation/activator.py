@@ -7,6 +7,10 @@ acquires the name the held messages are delivered in the order in which they
 came, before anything that is sent later.  If the start fails, each sender
 gets an error.  A `Start` is one attempt; it ends in exactly one of the two.
 
+What native connections send to the name waits in the activator's pool instead,
+and the broker hands it to the owner; here it asks for the start, and is thrown
+away when that fails.
+
 Who is waited for is this module's business; how a process comes into being is
 the launcher's.
 """
@@ -14,16 +18,18 @@ the launcher's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from busproxy.activation.launcher import Launcher, LaunchError, Process
 from busproxy.incoming import Incoming
-from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, peer_of
+from busproxy.router import ACCESS_DENIED, LIMITS_EXCEEDED, is_client, peer_of
 from busproxy.wire.marshal import unmarshal
 from busproxy.wire.names import is_error_name, is_well_known_name
-from kdbus_core.abi import HelloFlag
+from kdbus_core.abi import ATTACH_ALL, PAGE_SIZE, HelloFlag, ReceiveFlag
 from kdbus_core.connection import Connection, Limits
 from kdbus_core.errors import KdbusError
+from kdbus_core.pool import Pool
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,7 +37,6 @@ if TYPE_CHECKING:
     from busproxy.activation.service_files import ServiceFile
     from busproxy.peer import Peer
     from busproxy.router import Router
-    from kdbus_core.notifications import ReplyDead, ReplyTimeout
     from kdbus_core.quota import Quota
 
 SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
@@ -46,31 +51,28 @@ SYSTEMD_INTERFACE = "org.freedesktop.systemd1.Activator"
 STARTED = 1  # StartServiceByName: the service was started
 
 
-class _NoReplies:
-    """An activator calls nobody."""
-
-    def on_reply_lost(self, notification: ReplyDead | ReplyTimeout) -> None:
-        raise AssertionError(f"an activator has called somebody: {notification}")
-
-
 class Start:
     """One attempt to start a service, and what waits for it."""
 
     __slots__ = ("_quota", "callers", "held", "name", "process", "service", "timer")
 
+    # Each with the number of the last native message before it.
+    held: list[tuple[int, Incoming]]
+    callers: list[tuple[int, Incoming]]
+
     def __init__(self, name: str, service: ServiceFile, quota: Quota) -> None:
         self.name = name
         self._quota = quota
         self.service = service
-        self.held: list[Incoming] = []
-        self.callers: list[Incoming] = []
+        self.held = []
+        self.callers = []
         self.timer: asyncio.TimerHandle | None = None
         self.process: Process | None = None
 
-    def hold(self, message: Incoming, queue: list[Incoming]) -> None:
+    def hold(self, message: Incoming, queue: list[tuple[int, Incoming]], sequence: int) -> None:
         """Keep a message in one of the queues; KdbusError when its sender has too much here."""
         self._quota.charge(message.peer.user, message.size, message.fd_count)
-        queue.append(message.kept())
+        queue.append((sequence, message.kept()))
 
     def release(self, message: Incoming) -> None:
         """A held message was dealt with."""
@@ -112,17 +114,16 @@ class Activation:
             activator = router.bus.hello(
                 router.bus.endpoint,
                 router.bus.creator,
-                sink=_NoReplies(),
-                flags=HelloFlag.ACTIVATOR,
+                # Backed only where a native message lies in it.
+                pool=Pool(-(-2 * router.limits.max_outgoing_bytes // PAGE_SIZE) * PAGE_SIZE),
+                on_ready=partial(self._on_native_mail, name),
+                flags=HelloFlag.ACTIVATOR | HelloFlag.ACCEPT_FD,
+                attach_send=ATTACH_ALL,
                 name=name,
                 description="activator",
                 account=router.bus.kernel_user,
                 max_connections=None,
-                limits=Limits(
-                    queued_messages=1 << 30,
-                    in_flight_fds=router.limits.max_outgoing_unix_fds,
-                    pool_size=2 * router.limits.max_outgoing_bytes,
-                ),
+                limits=Limits(queued_messages=1 << 30, in_flight_fds=router.limits.max_outgoing_unix_fds),
             )
             self._activators[name] = activator
         if before != set(services):
@@ -133,6 +134,10 @@ class Activation:
         if name not in self._services:
             self._rescan()
         return name in self._services
+
+    def has(self, connection: Connection) -> bool:
+        """Whether a connection is the activator of one of these services."""
+        return any(self._activators.get(name) is connection for name in connection.names)
 
     def names(self) -> list[str]:
         """Every name that can be activated now."""
@@ -157,7 +162,7 @@ class Activation:
     def _tell_environment(self, *, was_held: bool) -> None:
         """systemd starts services too; it is told when it is there, by name if it was waited for."""
         owner = self._router.bus.names.owner(SYSTEMD_NAME)
-        if owner is None or self._untold_environment is None:
+        if owner is None or not is_client(owner) or self._untold_environment is None:
             return
         assignments = [f"{name}={value}" for name, value in self._untold_environment.items()]
         self._untold_environment = None
@@ -194,9 +199,35 @@ class Activation:
         if start is not None:
             self._hold(start, message, start.callers)
 
-    def _hold(self, start: Start, message: Incoming, queue: list[Incoming]) -> None:
+    def _on_native_mail(self, name: str) -> None:
+        """Something waits in an activator's pool."""
+        if name not in self._starts:
+            self._router.poller.hurry()
+            self._router.loop.call_soon(self._start_for_natives, name)
+
+    def _start_for_natives(self, name: str) -> None:
+        activator = self._activators.get(name)
+        if activator is None or name in self._starts or self._router.bus.names.owner(name) is not None:
+            return
+        if activator.inbox is not None and not len(activator.inbox):
+            return
+        if self._is_full():
+            self._router.log.warning("activation of %s failed: too many services are starting", name)
+            self._drop_native_mail(name)
+        else:
+            self._make_start(name)
+
+    def _drop_native_mail(self, name: str) -> None:
+        """Nobody will read what natives have sent; those who wait for a reply learn of it."""
+        activator = self._activators.get(name)
+        bus = self._router.bus
+        while activator is not None and activator.active:
+            if bus.receive(activator, int(ReceiveFlag.DROP), 0, lambda file: -1).errno:
+                return
+
+    def _hold(self, start: Start, message: Incoming, queue: list[tuple[int, Incoming]]) -> None:
         try:
-            start.hold(message, queue)
+            start.hold(message, queue, self._router.bus.sequence)
         except KdbusError as error:
             text = f"Too much is waiting for {start.name} to start: {error.why}"
             self._router.driver.refuse(message, LIMITS_EXCEEDED, text)
@@ -207,7 +238,7 @@ class Activation:
         if running is not None:
             return running
         router = self._router
-        if len(self._starts) >= router.limits.max_pending_service_starts:
+        if self._is_full():
             router.driver.refuse(
                 message,
                 LIMITS_EXCEEDED,
@@ -216,12 +247,19 @@ class Activation:
                 f"(max_pending_service_starts={router.limits.max_pending_service_starts})",
             )
             return None
+        return self._make_start(name)
+
+    def _is_full(self) -> bool:
+        return len(self._starts) >= self._router.limits.max_pending_service_starts
+
+    def _make_start(self, name: str) -> Start:
+        router = self._router
         start = self._starts[name] = Start(name, self._services[name], self._activators[name].quota)
         timeout = router.limits.service_start_timeout
         start.timer = router.call_later(timeout / 1000, lambda: self._give_up(start, timeout))
         if self._systemd and name == SYSTEMD_NAME:
             pass  # it will come by itself
-        elif self._systemd and start.service.systemd_service:
+        elif self._systemd and start.service.systemd_service and not self._is_systemd_native():
             self._ask_systemd(start, is_new=True)
         else:
             # From the loop, so that whoever asked is queued before a failure is told.
@@ -252,6 +290,11 @@ class Activation:
             self._fail(start, error.name, error.text)
 
     # systemd as launcher
+
+    def _is_systemd_native(self) -> bool:
+        """Whether systemd is there as a native peer, which the driver cannot send anything to."""
+        owner = self._router.bus.names.owner(SYSTEMD_NAME)
+        return owner is not None and not is_client(owner)
 
     def _ask_systemd(self, start: Start, *, is_new: bool) -> None:
         """Ask systemd to start a unit, now or when it comes; monitors see that once, now."""
@@ -290,7 +333,7 @@ class Activation:
 
     def on_name_acquired(self, name: str, owner: Connection) -> None:
         """A name has a new owner: what was held for it goes there."""
-        if name == SYSTEMD_NAME and self._systemd:
+        if name == SYSTEMD_NAME and self._systemd and is_client(owner):
             self._tell_environment(was_held=True)
             for start in list(self._starts.values()):
                 if start.service.systemd_service and start.name != name:
@@ -299,12 +342,13 @@ class Activation:
         if ended is None:
             return
         router = self._router
-        for message in ended.held:
+        for sequence, message in ended.held:
+            router.bus.bring(owner, sequence)
             sender = message.peer.connection
             if sender is not None and sender.active:
                 router.deliver(message, sender, owner, was_held=True)
             ended.release(message)
-        for message in ended.callers:
+        for _, message in ended.callers:
             if not message.peer.closed:
                 router.driver.outbox.send_reply(message.peer, message.serial, "u", (STARTED,))
             ended.release(message)
@@ -312,11 +356,11 @@ class Activation:
     def on_disconnected(self, peer: Peer) -> None:
         """A peer goes: what it has waiting is dropped."""
         for start in self._starts.values():
-            gone = [message for message in (*start.held, *start.callers) if message.peer is peer]
+            gone = [message for _, message in (*start.held, *start.callers) if message.peer is peer]
             if not gone:
                 continue
-            start.held = [message for message in start.held if message.peer is not peer]
-            start.callers = [message for message in start.callers if message.peer is not peer]
+            start.held = [kept for kept in start.held if kept[1].peer is not peer]
+            start.callers = [kept for kept in start.callers if kept[1].peer is not peer]
             for message in gone:
                 start.release(message)
 
@@ -324,12 +368,10 @@ class Activation:
         if self._end(start.name) is None:
             return
         self._router.log.warning("activation of %s failed: %s", start.name, text)
-        for message in start.held:
+        for _, message in (*start.held, *start.callers):
             self._router.driver.refuse(message, error_name, text)
             start.release(message)
-        for message in start.callers:
-            self._router.driver.refuse(message, error_name, text)
-            start.release(message)
+        self._drop_native_mail(start.name)
 
     def _end(self, name: str) -> Start | None:
         start = self._starts.pop(name, None)
@@ -342,5 +384,5 @@ class Activation:
         for name in list(self._starts):
             ended = self._end(name)
             if ended is not None:
-                for message in (*ended.held, *ended.callers):
+                for _, message in (*ended.held, *ended.callers):
                     ended.release(message)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from busproxy import __version__
 
 USAGE = """\
-usage: busproxy run [--config-file=FILE] [--] COMMAND [ARGUMENT …]
+usage: busproxy run [--config-file=FILE] [--native] [--] COMMAND [ARGUMENT …]
        busproxy --version | --help
 
 run    start a private session bus, run COMMAND on it, end the bus with it;
-       the exit status is the command's
+       the exit status is the command's; with --native, native kdbus programs
+       get onto the bus too: KDBUS_DIRECTORY says where
 """
 
 

@@ -4,6 +4,9 @@ The bus is a `busproxyd` of its own; the command finds it through the usual
 environment variables.  When the command has ended, or cannot be started, the
 bus is ended too, whatever the command left behind on it.  Signals that would
 end this program are passed on to the command.
+
+With `--native` native programs get onto the same bus: the command finds the
+directory of its sockets in KDBUS_DIRECTORY, as `kdbusctl` does.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -53,11 +57,14 @@ def exit_status(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def _run_command(command: Sequence[str], address: str) -> int:
+def _run_command(command: Sequence[str], address: str, directory: str | None) -> int:
     environment = {
         **os.environ,
         "DBUS_SESSION_BUS_ADDRESS": address,
     }
+    environment.pop("KDBUS_DIRECTORY", None)
+    if directory is not None:
+        environment["KDBUS_DIRECTORY"] = directory
     for name in ("DBUS_SESSION_BUS_PID", "DBUS_SESSION_BUS_WINDOWID", "DBUS_STARTER_ADDRESS"):
         environment.pop(name, None)
     environment.pop("DBUS_STARTER_BUS_TYPE", None)
@@ -85,6 +92,7 @@ def run(words: Sequence[str]) -> int:
     """`busproxy run`: returns the command's exit status."""
     rest = list(words)
     config = ["--session"]
+    is_native = False
     while rest and rest[0].startswith("-"):
         word = rest.pop(0)
         if word == "--":
@@ -93,6 +101,8 @@ def run(words: Sequence[str]) -> int:
             config = [word]
         elif word == "--config-file" and rest:
             config = [f"--config-file={rest.pop(0)}"]
+        elif word == "--native":
+            is_native = True
         else:
             print(f"busproxy run: unknown option {word}", file=sys.stderr)
             return 2
@@ -100,8 +110,14 @@ def run(words: Sequence[str]) -> int:
         print("busproxy run: no command given", file=sys.stderr)
         return 2
     try:
-        with private_bus(config) as address:
-            return _run_command(rest, address)
+        with contextlib.ExitStack() as stack:
+            directory = None
+            if is_native:
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="busproxy-"))
+                directory = os.path.join(place, "kdbus")
+                config.append(f"--native={directory}")
+            address = stack.enter_context(private_bus(config))
+            return _run_command(rest, address, directory)
     except BusError:
         print("busproxy run: the bus did not start", file=sys.stderr)
         return 1

@@ -2,7 +2,8 @@
 
 `EmbeddedBus` owns all of them and is the driver's host.  It is made from a
 configuration, may take a new one while it runs (`reload`), and gives
-everything back in `close`.
+everything back in `close`.  `open_to_natives` opens the broker's nodes to
+native peers beside the clients.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from busproxy.router import UNLIMITED, Router
 from busproxy.transport.acceptor import Acceptor
 from busproxy.transport.fds import FdSet
 from busproxy.wire.sasl import SaslServer
+from kdbus_core.abi import MakeFlag
 from kdbus_core.domain import Domain
 from kdbus_core.metadata import Credentials, Process
 from kdbus_core.node import is_valid_node_name
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from busproxy.transport.listeners import Listener
     from busproxy.transport.poller import Poller
     from busproxy.wire.sasl import CookieSource
+    from kdbus_core.bus import Bus
+    from kdbus_core.transport.server import NodeServer
 
 DEFAULT_MECHANISMS = ("EXTERNAL", "DBUS_COOKIE_SHA1", "ANONYMOUS")
 
@@ -74,11 +78,9 @@ class EmbeddedBus:
         self._cookies: CookieSource | None = None
         self._mechanisms: tuple[str, ...] = ()
         creator = Credentials(uid=self.uid, gid=os.getegid(), pid=self.pid)
-        self.domain = Domain(os.urandom, time.monotonic_ns, time.time_ns)
-        name = f"{self.uid}-{config.type or 'bus'}"
-        self.bus = self.domain.make_bus(
-            name if is_valid_node_name(name) else f"{self.uid}-bus", Process.of(creator)
-        )
+        self.domain = Domain(os.urandom, time.monotonic_ns, time.time_ns, owner=creator, access=MakeFlag(0))
+        self.bus = self._make_bus()
+        self._nodes: NodeServer | None = None
         self.bus.names.replacers_first = True
         self.guid = self.bus.id128.hex()
         self.router = Router(self.bus, poller, loop, log, config.limits, config.connect, self.uid)
@@ -98,7 +100,25 @@ class EmbeddedBus:
         self.router.on_incomplete_change = self._acceptor.review
         self._apply(config)
 
-    # Clients
+    def _make_bus(self) -> Bus:
+        """The bus that all of this is about, owned by the user that the daemon runs as.
+
+        Native peers of other users get onto a system bus only; what they may do there is kdbus' policy.
+        """
+        name = f"{self.uid}-{self._config.type or 'bus'}"
+        if not is_valid_node_name(name):
+            name = f"{self.uid}-bus"
+        access = MakeFlag.ACCESS_WORLD if self._config.type == "system" else MakeFlag(0)
+        return self.domain.make_bus(name, Process.of(self.domain.owner), access)
+
+    # Clients and native peers
+
+    def open_to_natives(self, directory: str) -> None:
+        """Have native peers connect at `directory`/NAME/bus, NAME being that of the bus; OSError."""
+        from kdbus_core.transport.server import NodeServer
+
+        self._nodes = NodeServer(self.domain, directory, self.router.loop, self._log)
+        self._log.info("native peers connect at %s/%s/bus", directory, self.bus.name)
 
     def start(self) -> None:
         """Begin to accept clients."""
@@ -236,7 +256,9 @@ class EmbeddedBus:
         self._acceptor.stop()
         self.activation.close()
         # Nobody is told of the others' going: the bus itself goes.
-        self.bus.observers.clear()
+        self.driver.close()
+        if self._nodes is not None:
+            self._nodes.close()
         for peer in list(self.router.peers):
             peer.close()
         self._acceptor.stop()

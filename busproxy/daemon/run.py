@@ -2,7 +2,8 @@
 
 The order is dbus-daemon's: configuration, listening sockets, background, pid
 file, change of user, then the loop.  SIGTERM and SIGINT end it with
-everything it made removed, SIGHUP reloads the configuration.
+everything it made removed, SIGHUP reloads the configuration.  The exit status
+is 0 then, 1 when the start failed, and 3 when the broker of `--core` has gone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from busproxy import __version__
@@ -23,10 +25,14 @@ from busproxy.transport.listeners import ListenError, advertised_address, open_l
 from busproxy.transport.loop import new_event_loop
 from busproxy.transport.systemd import InheritedFdError, Notifier, take_listen_fds
 from busproxy.wire.address import AddressError
+from kdbus_core.errors import KdbusError
 
 if TYPE_CHECKING:
     import asyncio
+    import logging
+    from collections.abc import Callable
 
+    from busproxy.daemon.bus import EmbeddedBus
     from busproxy.policy.config import BusConfig
     from busproxy.transport.listeners import Listener
     from busproxy.transport.poller import Poller
@@ -109,6 +115,67 @@ def _start(options: Options) -> None:
             pid_file.remove()
 
 
+def _make_bus(
+    options: Options,
+    config: BusConfig,
+    listeners: list[Listener],
+    address: str,
+    loop: asyncio.AbstractEventLoop,
+    poller: Poller,
+    log: logging.Logger,
+    fd_limit: tuple[int, int],
+) -> EmbeddedBus:
+    make: Callable[..., EmbeddedBus]
+    if options.core is None:
+        from busproxy.daemon.bus import EmbeddedBus
+
+        make = EmbeddedBus
+    else:
+        from busproxy.daemon.split import SplitBus
+
+        make = partial(SplitBus, options.core)
+    try:
+        return make(
+            options.config_file,
+            config,
+            listeners,
+            address,
+            loop,
+            poller,
+            log,
+            systemd_activation=options.systemd_activation,
+            fd_limit=fd_limit,
+        )
+    except KdbusError as error:
+        raise StartError(f'Cannot use the bus at "{options.core}": {error}') from error
+
+
+def _run(loop: asyncio.AbstractEventLoop, start: Callable[[], None]) -> None:
+    """Run the loop, and `start` in it: before it runs, uvloop forgets the signals that come."""
+    failures: list[Exception] = []
+
+    def begin() -> None:
+        try:
+            start()
+        except Exception as error:
+            failures.append(error)
+            loop.stop()
+
+    loop.call_soon(begin)
+    loop.run_forever()
+    if failures:
+        raise failures[0]
+
+
+def _open_to_natives(bus: EmbeddedBus, directory: str) -> None:
+    try:
+        bus.open_to_natives(directory)
+    except BlockingIOError as error:
+        raise StartError(f'Directory "{directory}" is open to native peers of another bus') from error
+    except OSError as error:
+        raise StartError(f'Cannot open "{directory}" to native peers: {error.strerror or error}') from error
+
+
 def _listen(options: Options, config: BusConfig, inherited: list[tuple[int, str]]) -> list[Listener]:
     addresses = [options.address] if options.address else [listen.value for listen in config.listens]
     if not addresses:
@@ -138,23 +205,11 @@ def _serve(
     parent: int | None,
     fd_limit: tuple[int, int],
 ) -> None:
-    from busproxy.daemon.bus import EmbeddedBus
-
     to_system = options.syslog in (Syslog.ALSO, Syslog.ONLY) or (
         options.syslog is Syslog.FROM_CONFIG and config.syslog
     )
     log = open_log(to_stderr=options.syslog is not Syslog.ONLY, to_system=to_system)
-    bus = EmbeddedBus(
-        options.config_file,
-        config,
-        listeners,
-        address,
-        loop,
-        poller,
-        log,
-        systemd_activation=options.systemd_activation,
-        fd_limit=fd_limit,
-    )
+    bus = _make_bus(options, config, listeners, address, loop, poller, log, fd_limit)
 
     def reload() -> None:
         notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
@@ -162,10 +217,12 @@ def _serve(
             bus.reload()
         notifier.ready()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, loop.stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
+    def start() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, loop.stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        if options.native is not None:
+            _open_to_natives(bus, options.native)
         bus.start()
         if options.print_address is not None:
             process.write_line(options.print_address, address)
@@ -174,7 +231,9 @@ def _serve(
         if parent is not None:
             process.say_ready(parent)
         notifier.ready()
-        loop.run_forever()
+
+    try:
+        _run(loop, start)
     finally:
         notifier.stopping()
         bus.close()

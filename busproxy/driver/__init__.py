@@ -7,7 +7,9 @@ handler and sends what it returns.
 
 The driver also turns the broker's notifications into the signals that legacy
 clients know: a change of owner is NameLost to the old owner, then
-NameOwnerChanged to whoever subscribed, then NameAcquired to the new one.
+NameOwnerChanged to whoever subscribed, then NameAcquired to the new one, the
+first and the last only where that is a client: native owners get the
+notifications themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from busproxy.driver.call import ERROR_PREFIX, Call, Interface, Method, MethodEr
 from busproxy.driver.flow import DriverFlow
 from busproxy.driver.outbox import DRIVER_INTERFACE, DRIVER_NAME, DRIVER_PATH, Outbox
 from busproxy.peer import Peer
-from busproxy.router import UNIQUE_PREFIX, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT, peer_of
+from busproxy.router import UNIQUE_PREFIX, UNKNOWN_TYPE_ERROR, UNKNOWN_TYPE_TEXT, is_client, peer_of
 from busproxy.wire.header import NO_REPLY_EXPECTED, MessageType
 from kdbus_core.names import ACTIVATOR, IN_QUEUE
 from kdbus_core.notifications import IdAdd, IdRemove, NameChange, Notification
@@ -92,6 +94,10 @@ class Driver:
         router.driver = self
         router.bus.observers.append(self._on_notification)
 
+    def close(self) -> None:
+        """Tell clients of no more changes."""
+        self.router.bus.observers.remove(self._on_notification)
+
     # Messages to the driver
 
     def on_message(self, message: Incoming) -> bool:
@@ -109,7 +115,8 @@ class Driver:
             self.refuse(message, error.name, error.text)
             return False
         peer = message.peer
-        listeners = self.router.bus.subscriptions.has_listeners
+        bus = self.router.bus
+        listeners = bus.subscriptions.has_listeners or bus.has_native_monitors
         if peer.connection is not None and message.fds is None and not listeners:
             peer.flows.add(DriverFlow(self, method, header), message.data, message.start, message.body, 0)
         return self.call(method, message)
@@ -231,10 +238,10 @@ class Driver:
                     None if old_flags & (IN_QUEUE | ACTIVATOR) else old,
                     None if new_flags & (IN_QUEUE | ACTIVATOR) else new,
                 )
-            case IdAdd(connection) if not connection.is_activator:
+            case IdAdd(connection) if not (connection.is_activator or connection.is_policy_holder):
                 name = f"{UNIQUE_PREFIX}{connection.id}"
                 self._on_name_change(name, None, connection)
-            case IdRemove(connection) if not connection.is_activator:
+            case IdRemove(connection) if not (connection.is_activator or connection.is_policy_holder):
                 name = f"{UNIQUE_PREFIX}{connection.id}"
                 self._on_name_change(name, connection, None)
             case _:
@@ -243,14 +250,15 @@ class Driver:
     def _on_name_change(self, name: str, old: Connection | None, new: Connection | None) -> None:
         if old is None and new is None:
             return
-        if old is not None and (old.active or self.router.bus.subscriptions.has_monitors):
+        if old is not None and is_client(old) and (old.active or self.router.bus.subscriptions.has_monitors):
             # Even if it has gone: monitors see what it would have been told.
             self.outbox.send_signal(peer_of(old), "NameLost", "s", (name,))
         old_name = f"{UNIQUE_PREFIX}{old.id}" if old is not None else ""
         new_name = f"{UNIQUE_PREFIX}{new.id}" if new is not None else ""
         self.outbox.broadcast("NameOwnerChanged", "sss", (name, old_name, new_name))
         if new is not None:
-            self.outbox.send_signal(peer_of(new), "NameAcquired", "s", (name,))
+            if is_client(new):
+                self.outbox.send_signal(peer_of(new), "NameAcquired", "s", (name,))
             self.router.activation.on_name_acquired(name, new)
 
 

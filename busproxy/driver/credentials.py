@@ -6,12 +6,14 @@ client's own connection-time credentials.  What is not known is left out.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.names import find_owner
 from busproxy.driver.outbox import DRIVER_NAME
-from busproxy.router import peer_of
+from busproxy.router import is_client, peer_of
+from busproxy.transport.fds import FdSet
 from kdbus_core.connection import Connection
 from kdbus_core.metadata import Credentials
 
@@ -85,12 +87,21 @@ def _get_credentials(call: Call) -> tuple[Any, ...] | None:
         answer["UnixGroupIDs"] = ("au", sorted(gids))
     if known.label is not None:
         answer["LinuxSecurityLabel"] = ("ay", known.label + b"\0")
-    fds = peer_of(owner).pidfd if owner is not None else call.driver.host.pidfd
-    if fds is None or not call.peer.unix_fds:
+    fds = _pidfd(call, owner, known) if call.peer.unix_fds else None
+    if fds is None:
         return (answer,)
     answer["ProcessFD"] = ("h", 0)
     call.driver.outbox.send_reply(call.peer, call.serial, "a{sv}", (answer,), fds)
+    fds.release()
     return None
+
+
+def _pidfd(call: Call, owner: Connection | None, known: Credentials) -> FdSet | None:
+    """A descriptor of the owner's process, if there is one; whoever asks is its holder."""
+    if owner is not None and not is_client(owner):
+        return None if known.pidfd is None else FdSet([os.dup(known.pidfd)])
+    fds = call.driver.host.pidfd if owner is None else peer_of(owner).pidfd
+    return None if fds is None else fds.hold()
 
 
 METHODS = (

@@ -9,7 +9,7 @@ from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.outbox import DRIVER_NAME
 from busproxy.router import UNIQUE_PREFIX, connection_id
 from busproxy.wire.names import is_bus_name
-from kdbus_core.abi import ATTACH_ALL
+from kdbus_core.abi import ATTACH_ALL, HelloFlag
 from kdbus_core.connection import Connection
 from kdbus_core.errors import KdbusError
 from kdbus_core.names import ACQUIRED, IN_QUEUE, PRIMARY, QUEUE
@@ -28,7 +28,7 @@ def find_owner(call: Call, name: str) -> Connection | None:
     if name[:1] == ":":
         id = connection_id(name)
         connection = bus.connections.get(id) if id is not None else None
-        return None if connection is None or connection.is_monitor or connection.is_activator else connection
+        return connection if connection is not None and connection.is_ordinary else None
     return bus.names.owner(name)
 
 
@@ -45,6 +45,7 @@ def _hello(call: Call) -> None:
                 bus.endpoint,
                 bus.creator,
                 sink=peer,
+                flags=HelloFlag.ACCEPT_FD if peer.unix_fds else HelloFlag(0),
                 attach_send=ATTACH_ALL,
                 faked=peer.credentials,
                 description="busproxy",
@@ -135,9 +136,7 @@ def _list_names(call: Call) -> tuple[Any, ...]:
     bus = call.driver.router.bus
     names = [DRIVER_NAME]
     names += [
-        f"{UNIQUE_PREFIX}{connection.id}"
-        for connection in bus.connections.values()
-        if not connection.is_monitor and not connection.is_activator
+        f"{UNIQUE_PREFIX}{connection.id}" for connection in bus.connections.values() if connection.is_ordinary
     ]
     names += [entry.name for entry in bus.names.entries() if entry.queue]
     return (names,)
@@ -157,9 +156,9 @@ def _list_queued_owners(call: Call) -> tuple[Any, ...]:
     (name,) = call.arguments
     if name == DRIVER_NAME:
         return ([DRIVER_NAME],)
-    entry = call.driver.router.bus.names.entry(name)
-    if entry is not None and entry.queue:
-        return ([f"{UNIQUE_PREFIX}{place.connection.id}" for place in entry.queue],)
+    owners = call.driver.router.bus.owners(name)
+    if owners:
+        return ([f"{UNIQUE_PREFIX}{owner.id}" for owner in owners],)
     if name[:1] == ":" and find_owner(call, name) is not None:
         return ([name],)
     raise MethodError("NameHasNoOwner", f"Could not get owners of name '{name}': no such name")

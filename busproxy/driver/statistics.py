@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from busproxy.driver.call import Call, Method, MethodError
 from busproxy.driver.names import find_owner
 from busproxy.driver.outbox import DRIVER_NAME
-from busproxy.router import peer_of
+from busproxy.router import UNIQUE_PREFIX, is_client, peer_of
 from busproxy.wire.match_rules import format_match_rule
 
 if TYPE_CHECKING:
@@ -104,35 +104,42 @@ def _get_connection_stats(call: Call) -> tuple[Any, ...]:
         )
     if connection is None:
         raise MethodError("NameHasNoOwner", f"Could not get statistics of name '{name}': no such name")
-    peer, peaks, quota = peer_of(connection), call.driver.statistics, connection.quota
+    peaks, quota = call.driver.statistics, connection.quota
     peaks.serial += 1
-    answer: dict[str, tuple[str, Any]] = dict(
-        _unsigned(
-            {
-                "Serial": peaks.serial,
-                "MatchRules": peer.rules,
-                "PeakMatchRules": peer.peak_rules,
-                "BusNames": len(connection.names) + 1,
-                "PeakBusNames": peer.peak_names,
-                # A message is dealt with when it is whole; only a part of one can be waiting.
-                "IncomingMessages": 0,
-                "IncomingBytes": peer.incoming_bytes,
-                "IncomingFDs": peer.incoming_fds,
-                "PeakIncomingBytes": peer.peak_incoming_bytes,
-                "PeakIncomingFDs": peer.peak_incoming_fds,
-                "OutgoingMessages": quota.total_messages,
-                "OutgoingBytes": quota.total_memory,
-                "OutgoingFDs": quota.total_fds,
-                "PeakOutgoingBytes": quota.peak_memory,
-                "PeakOutgoingFDs": quota.peak_fds,
-                "MessagesReceived": peer.messages_received,
-                "OutstandingCalls": connection.outstanding,
-                "Flows": len(peer.flows),
-            }
-        )
-    )
-    answer["UniqueName"] = ("s", peer.unique_name)
+    figures = {
+        "Serial": peaks.serial,
+        "BusNames": len(connection.names) + 1,
+        "OutgoingMessages": quota.total_messages,
+        "OutgoingBytes": quota.total_memory,
+        "OutgoingFDs": quota.total_fds,
+        "PeakOutgoingBytes": quota.peak_memory,
+        "PeakOutgoingFDs": quota.peak_fds,
+        "OutstandingCalls": connection.outstanding,
+    }
+    if is_client(connection):
+        figures |= _client_figures(peer_of(connection))
+    else:
+        figures["MatchRules"] = connection.match_count
+    answer: dict[str, tuple[str, Any]] = dict(_unsigned(figures))
+    answer["UniqueName"] = ("s", f"{UNIQUE_PREFIX}{connection.id}")
     return (answer,)
+
+
+def _client_figures(peer: Peer) -> dict[str, int]:
+    """What there is to know of a client only, and not of a native connection."""
+    return {
+        "MatchRules": peer.rules,
+        "PeakMatchRules": peer.peak_rules,
+        "PeakBusNames": peer.peak_names,
+        # A message is dealt with when it is whole; only a part of one can be waiting.
+        "IncomingMessages": 0,
+        "IncomingBytes": peer.incoming_bytes,
+        "IncomingFDs": peer.incoming_fds,
+        "PeakIncomingBytes": peer.peak_incoming_bytes,
+        "PeakIncomingFDs": peer.peak_incoming_fds,
+        "MessagesReceived": peer.messages_received,
+        "Flows": len(peer.flows),
+    }
 
 
 def _get_all_match_rules(call: Call) -> tuple[Any, ...]:

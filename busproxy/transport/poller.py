@@ -41,12 +41,16 @@ MAX_DRAIN = 0.01
 
 
 class Poller:
-    """The epoll set of one daemon, and the streams to flush at the end of a round."""
+    """The epoll set of one daemon, and the streams to flush at the end of a round.
+
+    `before_round` is called before the streams of a round are served; what it queues leaves with the round.
+    """
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.touched: list[Stream] = []
         self.deferred: list[Stream] = []
+        self.before_round: Callable[[], None] | None = None
         self._streams: dict[int, Stream] = {}
         self._serving = False
         self._hurried = False
@@ -107,9 +111,11 @@ class Poller:
         """One round: deal with the ready streams and flush; returns the events that are not ours."""
         streams = self._streams
         foreign: list[tuple[int, int]] = []
-        deferred, self.deferred = self.deferred, []
         self._serving = True
         try:
+            if self.before_round is not None:
+                self.before_round()
+            deferred, self.deferred = self.deferred, []
             for fd, event in events:
                 stream = streams.get(fd)
                 if stream is None:

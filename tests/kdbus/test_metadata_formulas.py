@@ -277,14 +277,16 @@ def test_only_names_that_are_owned_are_told(world: World, nodes: Buses, formula:
 
 @FORMULAS
 @pytest.mark.parametrize(
-    ("unknown", "missing"),
+    ("whose", "unknown", "missing"),
     [
-        ("user_namespace", {"CREDS", "AUXGROUPS", "CAPS", "AUDIT", "CGROUP"}),
-        ("pid_namespace", {"PIDS", "CGROUP"}),
-        ("root", {"EXE"}),
+        ("reader", "user_namespace", {"CREDS", "AUXGROUPS", "CAPS", "AUDIT", "CGROUP"}),
+        ("reader", "pid_namespace", {"PIDS", "CGROUP"}),
+        ("sender", "user_namespace", {"CAPS", "CGROUP"}),
+        ("sender", "pid_namespace", {"CGROUP"}),
+        ("reader", "root", {"EXE"}),
+        ("sender", "root", {"EXE"}),
     ],
 )
-@pytest.mark.parametrize("whose", ["sender", "reader"])
 def test_what_needs_an_unknown_namespace_is_left_out(
     world: World, nodes: Buses, formula: str, unknown: str, missing: set[str], whose: str
 ) -> None:

@@ -223,14 +223,24 @@ def test_who_passes_a_handle_on_is_still_who_is_told_of(scene: Scene) -> None:
 # Unknown namespaces
 
 
-@pytest.mark.parametrize("which", ["sender", "receiver"])
-def test_what_cannot_be_translated_is_left_out(scene: Scene, which: str) -> None:
-    unknown = scene.connect(scene.world.task(NOBODY, user_namespace=None, pid_namespace=None, root=None))
-    ends = (unknown, scene.conn) if which == "sender" else (scene.conn, unknown)
-    message = send_unicast(*ends)
+def connect_unknown(scene: Scene) -> Client:
+    return scene.connect(scene.world.task(NOBODY, user_namespace=None, pid_namespace=None, root=None))
+
+
+def test_what_the_reader_could_not_read_is_left_out(scene: Scene) -> None:
+    message = send_unicast(scene.conn, connect_unknown(scene))
     for kind in (ItemType.CREDS, ItemType.PIDS, ItemType.AUXGROUPS, ItemType.CAPS, ItemType.EXE):
         assert not message.has(kind)
     assert message.has(ItemType.TIMESTAMP)
+
+
+def test_of_who_lives_in_unknown_namespaces_ids_are_told_and_not_what_they_can_do(scene: Scene) -> None:
+    message = send_unicast(connect_unknown(scene), scene.conn)
+    for kind in (ItemType.CAPS, ItemType.EXE, ItemType.CGROUP):
+        assert not message.has(kind)
+    assert message.creds == ALL_NOBODY
+    assert message.has(ItemType.PIDS)
+    assert message.has(ItemType.AUXGROUPS)
 
 
 # What can be withheld

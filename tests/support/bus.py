@@ -4,6 +4,8 @@ A `Bus` owns its process, its short directory under the system's temporary direc
 to 107 bytes) and everything in it. Both kinds get the same configuration file and the same command line, so a
 difference in results is a difference of the buses. Readiness is the address on the pipe, never a delay;
 `stop` ends the process by its id and insists that it went with status 0.
+
+With BUSPROXY_TEST_CORE=1 every busproxyd runs in split mode, in front of a broker of its own.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from support.raw import RawClient
+
+if TYPE_CHECKING:
+    from support.kdbusd import Kdbusd
 
 DBUS_DAEMON = "dbus-daemon"
 BUSPROXYD = "busproxyd"
@@ -59,6 +65,22 @@ def selected_kinds() -> tuple[str, ...]:
     if unknown:
         raise ValueError(f"BUSES names no bus that is known here: {unknown}; known: {list(KINDS)}")
     return tuple(kind for kind in KINDS if kind in wanted)
+
+
+def is_split(arguments: Sequence[str]) -> bool:
+    """Whether busproxyd is to run in front of a broker of its own, unless it is told which bus it is for."""
+    chosen = any(argument.startswith(("--core", "--native")) for argument in arguments)
+    return os.environ.get("BUSPROXY_TEST_CORE") == "1" and not chosen
+
+
+CORE_BUS = f"{os.geteuid()}-test"
+
+
+def start_core() -> Kdbusd:
+    """A broker with one bus that everybody may connect to."""
+    from support.kdbusd import Kdbusd
+
+    return Kdbusd(f'[[bus]]\nname = "{CORE_BUS}"\naccess = "world"\n')
 
 
 def build_session_config(directory: Path, *, servicedir: Path | None = None, extra: str = "") -> str:
@@ -110,6 +132,8 @@ class Bus:
     address: str = ""
     labels: dict[int, str] = field(default_factory=dict)
     """Process ids that results may contain, and what to call them when comparing."""
+    core: Kdbusd | None = None
+    """In split mode the broker, which ends with the bus."""
 
     @property
     def pid(self) -> int:
@@ -182,18 +206,24 @@ class Bus:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self.core is not None:
+            self.core.stop()
 
 
 def start_bus(
-    kind: str, *, config: str | None = None, servicedir: Path | None = None, extra: str = ""
+    kind: str,
+    *,
+    config: str | None = None,
+    servicedir: Path | None = None,
+    extra: str = "",
+    arguments: Sequence[str] = (),
 ) -> Bus:
     """Start a bus and wait for its address.
 
-    `config` replaces the whole configuration, where `{directory}` stands for the bus's own directory;
-    otherwise it is the open session one with `servicedir` and the XML elements in `extra`.
+    `config` replaces the whole configuration; otherwise it is the open session one with `servicedir` and the
+    XML elements in `extra`. In `config` and `arguments` `{directory}` stands for the bus's own directory.
     """
-    bus = launch_bus(kind, config=config, servicedir=servicedir, extra=extra)
-    return bus.ready()
+    return launch_bus(kind, config=config, servicedir=servicedir, extra=extra, arguments=arguments).ready()
 
 
 @dataclass
@@ -224,7 +254,12 @@ class LaunchedBus:
 
 
 def launch_bus(
-    kind: str, *, config: str | None = None, servicedir: Path | None = None, extra: str = ""
+    kind: str,
+    *,
+    config: str | None = None,
+    servicedir: Path | None = None,
+    extra: str = "",
+    arguments: Sequence[str] = (),
 ) -> LaunchedBus:
     """Start a bus without waiting for it; call `ready` on the result."""
     directory = Path(tempfile.mkdtemp(prefix="bus-"))
@@ -239,6 +274,10 @@ def launch_bus(
     environment = clean_environment(directory)
     environment["PYTHONPATH"] = str(REPOSITORY)
     options = [f"--config-file={config_file}", "--nofork", f"--print-address={writer}"]
+    options += [argument.replace("{directory}", str(directory)) for argument in arguments]
+    core = start_core() if kind == BUSPROXYD and is_split(arguments) else None
+    if core is not None:
+        options.append(f"--core={core.node(CORE_BUS)}")
     try:
         with (directory / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
@@ -252,9 +291,11 @@ def launch_bus(
     except BaseException:
         os.close(reader)
         shutil.rmtree(directory)
+        if core is not None:
+            core.discard()
         raise
     finally:
         os.close(writer)
-    bus = Bus(kind, directory, process)
+    bus = Bus(kind, directory, process, core=core)
     bus.labels[process.pid] = "bus"
     return LaunchedBus(bus, reader)

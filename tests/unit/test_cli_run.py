@@ -7,6 +7,7 @@ their standard input, so that the test can look at the bus meanwhile.
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -20,6 +21,12 @@ from support.bus import REPOSITORY, build_session_config, clean_environment
 from support.raw import RawClient
 
 RUN = [sys.executable, "-m", "busproxy.cli", "run"]
+NODES = """\
+import os, pathlib
+directory = pathlib.Path(os.environ["KDBUS_DIRECTORY"])
+print(sorted(str(node.relative_to(directory)) for node in directory.rglob("*") if node.is_socket()))
+print(directory)
+"""
 PATIENCE_SECONDS = 30.0
 
 SHOW = "import json, os, sys; json.dump([dict(os.environ), sys.argv[1:]], sys.stdout)"
@@ -242,6 +249,20 @@ def test_without_a_bus_the_command_does_not_run(
     assert (done.returncode, done.stdout) == (1, "")
     assert "Failed to start message bus" in done.stderr
     assert "did not start" in done.stderr
+
+
+# Native programs
+
+
+def test_native_programs_find_the_bus_if_they_are_to(config: str, environment: dict[str, str]) -> None:
+    done = run([config, "--native", *python(NODES)], environment)
+    nodes, directory = done.stdout.splitlines()
+    assert nodes == str([f"{os.geteuid()}-session/bus", "control"])
+    assert not Path(directory).exists()
+
+
+def test_otherwise_they_find_none(config: str, environment: dict[str, str]) -> None:
+    assert "KDBUS_DIRECTORY" not in show([config], environment, KDBUS_DIRECTORY="/elsewhere")
 
 
 # The life of the bus

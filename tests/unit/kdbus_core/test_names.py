@@ -8,6 +8,7 @@ import pytest
 from broker_world import World, refused
 
 from kdbus_core.connection import Limits
+from kdbus_core.metadata import Credentials
 from kdbus_core.names import (
     ACQUIRED,
     ACTIVATOR,
@@ -279,6 +280,18 @@ def test_who_only_queues_is_appended_where_replacers_come_first() -> None:
     for connection in (owner, earlier, me):
         world.bus.name_acquire(connection, NAME, QUEUE)
     assert [connection for connection, _ in world.queue(NAME)] == [owner, earlier, me]
+
+
+@pytest.mark.parametrize("wanted", [QUEUE, QUEUE | REPLACE_EXISTING])
+def test_who_speaks_for_somebody_waits_as_with_dbus_daemon_on_every_bus(wanted: int) -> None:
+    world = World()
+    owner, earlier = world.connect_many(2)
+    client = world.connect(faked=Credentials(uid=4711))
+    for connection in (owner, earlier):
+        world.bus.name_acquire(connection, NAME, QUEUE)
+    world.bus.name_acquire(client, NAME, wanted)
+    expected = [owner, client, earlier] if wanted & REPLACE_EXISTING else [owner, earlier, client]
+    assert [connection for connection, _ in world.queue(NAME)] == expected
 
 
 # Refusals of ACQUIRE

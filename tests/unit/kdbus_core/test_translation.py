@@ -235,16 +235,23 @@ def test_in_another_namespace_a_faked_pid_is_told_only_if_it_is_known_there() ->
     assert told(neighbour, AttachFlag.PIDS, snapshot=known, origin=nobody) is None
 
 
-def test_in_an_unknown_namespace_a_faked_pid_is_told_to_who_faked_it() -> None:
+def test_a_faked_pid_is_told_wherever_it_was_faked() -> None:
     faked, nowhere = Snapshot(pids=Pids(55)), a_process(pid_namespace=None)
     assert told(nowhere, AttachFlag.PIDS, snapshot=faked, origin=nowhere) == pack("=3Q", 55, 0, 0)
-    assert told(BOB, AttachFlag.PIDS, snapshot=faked, origin=nowhere) is None
+    assert told(BOB, AttachFlag.PIDS, snapshot=faked, origin=nowhere) == pack("=3Q", 55, 0, 0)
+    assert told(a_process(pid_namespace=None), AttachFlag.PIDS, snapshot=faked, origin=nowhere) is None
 
 
 # What cannot be translated
 
-IN_USER_NAMESPACE = (AttachFlag.CREDS, AttachFlag.AUXGROUPS, AttachFlag.CAPS, AttachFlag.AUDIT)
 RAW = [ItemType.TID_COMM, ItemType.PID_COMM, ItemType.CMDLINE, ItemType.SECLABEL]
+
+# Of these the ids are known; whether it is one namespace, and where it lies, is not.
+IDS_ALONE = UserNamespace(None, CONTAINER.uid_map, CONTAINER.gid_map, owner=1002)
+
+
+def kinds_but(*left_out: ItemType) -> list[ItemType]:
+    return [type for _, type, _ in EVERYTHING if type not in left_out]
 
 
 @pytest.mark.parametrize(
@@ -258,16 +265,58 @@ RAW = [ItemType.TID_COMM, ItemType.PID_COMM, ItemType.CMDLINE, ItemType.SECLABEL
         ({"root": None}, {ItemType.EXE}),
     ],
 )
-def test_what_needs_an_unknown_namespace_is_told_to_nobody_but_the_process_itself(
+def test_what_an_unknown_namespace_of_the_reader_has_to_translate_is_told_to_nobody_but_itself(
     where: dict[str, None], left_out: set[ItemType]
 ) -> None:
     unknown, another = a_process(**where), a_process(**where)
-    expected = [type for _, type, _ in EVERYTHING if type not in left_out]
-    assert types(build_process_items(KNOWN, ALICE, unknown, ATTACH_ALL)) == expected
-    assert types(build_process_items(KNOWN, unknown, ALICE, ATTACH_ALL)) == expected
-    assert types(build_process_items(KNOWN, unknown, another, ATTACH_ALL)) == expected
+    assert types(build_process_items(KNOWN, ALICE, unknown, ATTACH_ALL)) == kinds_but(*left_out)
+    assert types(build_process_items(KNOWN, unknown, another, ATTACH_ALL)) == kinds_but(*left_out)
     itself = build_process_items(KNOWN, unknown, unknown, ATTACH_ALL)
     assert decode(itself) == [(type, payload) for _, type, payload in EVERYTHING]
+
+
+@pytest.mark.parametrize(
+    ("where", "left_out"),
+    [
+        ({"user_namespace": None}, {ItemType.CAPS, ItemType.CGROUP}),
+        ({"pid_namespace": None}, {ItemType.CGROUP}),
+        ({"root": None}, {ItemType.EXE}),
+    ],
+)
+def test_of_who_lives_in_an_unknown_namespace_only_what_depends_on_it_is_left_out(
+    where: dict[str, None], left_out: set[ItemType]
+) -> None:
+    items = build_process_items(KNOWN, a_process(**where), ALICE, ATTACH_ALL)
+    assert decode(items) == [(type, payload) for _, type, payload in EVERYTHING if type not in left_out]
+
+
+def test_ids_of_who_lives_in_an_unknown_namespace_are_told_as_the_reader_has_them() -> None:
+    unknown, inside = a_process(user_namespace=None), a_process(user_namespace=CONTAINER)
+    for kind in (AttachFlag.CREDS, AttachFlag.AUXGROUPS, AttachFlag.AUDIT):
+        assert told(inside, kind, origin=unknown) == told(inside, kind)
+
+
+def test_who_lives_in_an_unknown_pid_namespace_is_invisible_but_in_the_initial_one() -> None:
+    unknown, inside = a_process(pid_namespace=None), a_process(pid_namespace=PID_CONTAINER)
+    assert told(inside, AttachFlag.PIDS, origin=unknown) == pack("=3Q", 0, 0, 0)
+    assert told(BOB, AttachFlag.PIDS, origin=unknown) == pack("=3Q", 301, 302, 300)
+
+
+def test_to_a_reader_of_whose_namespace_only_the_ids_are_known_ids_are_told() -> None:
+    reader, inside = a_process(user_namespace=IDS_ALONE), a_process(user_namespace=CONTAINER)
+    assert types(build_process_items(KNOWN, ALICE, reader, ATTACH_ALL)) == kinds_but(
+        ItemType.CAPS, ItemType.CGROUP
+    )
+    for kind in (AttachFlag.CREDS, AttachFlag.AUXGROUPS, AttachFlag.AUDIT):
+        assert told(reader, kind) == told(inside, kind)
+
+
+@pytest.mark.parametrize("kind", [AttachFlag.CAPS, AttachFlag.CGROUP])
+def test_where_only_ids_are_known_nobody_says_it_is_the_same_namespace(kind: AttachFlag) -> None:
+    one, other = a_process(user_namespace=IDS_ALONE), a_process(user_namespace=IDS_ALONE)
+    assert told(other, kind, origin=one) is None
+    assert told(BOB, kind, origin=one) is None
+    assert told(one, kind, origin=one) == next(payload for flag, _, payload in EVERYTHING if flag is kind)
 
 
 def test_the_executable_is_told_to_those_with_the_same_root() -> None:

@@ -327,3 +327,38 @@ def test_a_descriptor_closed_before_it_was_unregistered_is_forgotten() -> None:
     selector.unregister(reader)
     assert not selector.get_map()
     selector.close()
+
+
+def test_what_comes_before_a_round_leaves_with_it() -> None:
+    poller = Poller()
+    echo = Echo(poller)
+    rounds: list[int] = []
+
+    def before() -> None:
+        rounds.append(len(echo.stream.out))
+        echo.stream.push(b"before ", SOMEBODY)
+
+    poller.before_round = before
+    echo.client.send(b"data")
+    poller.serve(poller.epoll.poll(PATIENCE_SECONDS))
+    assert rounds == [0]
+    assert echo.client.recv(100) == b"before data"
+    echo.close()
+    poller.close()
+
+
+def test_a_round_that_is_not_begun_keeps_whose_turn_it_is() -> None:
+    """What comes before a round may end the program; nothing is half done then."""
+    poller = Poller()
+    echo = Echo(poller)
+
+    def before() -> None:
+        raise SystemExit(3)
+
+    echo.stream.defer()
+    poller.before_round = before
+    with pytest.raises(SystemExit):
+        poller.serve([])
+    assert poller.deferred == [echo.stream]
+    echo.close()
+    poller.close()

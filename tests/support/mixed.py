@@ -1,0 +1,127 @@
+"""A bus with native and legacy peers on it, in both of its forms, and what it holds.
+
+`embedded` is `busproxyd --native`: broker and proxy are one process. `split` is `busproxyd --core` in front
+of a kdbusd. To the peers they are the same bus, so a test gets both. `Holdings` is what a bus has because of
+its peers; it has to be the same again when they have gone, and `settle` waits for that with round trips as
+its clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbus_core.transport.client import open_node
+from support.bus import BUSPROXYD, Bus, start_bus
+from support.kdbusd import Kdbusd
+from support.native_peer import NativePeer
+from support.raw import RawClient
+
+EMBEDDED, SPLIT = "embedded", "split"
+KINDS = (EMBEDDED, SPLIT)
+PATIENCE_SECONDS = 30.0
+
+OPEN_TO_ALL = '<policy context="default"><allow user="*"/></policy>'
+"""A session bus lets in nobody but its owner, unless it is told to."""
+
+_CORE_CONFIG = f'[[bus]]\nname = "{os.geteuid()}-mixed"\naccess = "world"\n'
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What there is on account of the peers: descriptors of each process, connections, names."""
+
+    fds: tuple[int, ...]
+    connections: int
+    names: int
+
+
+@dataclass(frozen=True)
+class MixedBus:
+    """A running bus; `node` is where natives connect, `legacy` what classic clients find."""
+
+    kind: str
+    node: Path
+    legacy: Bus
+    pids: tuple[int, ...]
+
+    @property
+    def control(self) -> Path:
+        return self.node.parents[1] / "control"
+
+    def connect(self, *, negotiate_fds: bool = True) -> RawClient:
+        """A legacy client; the caller closes it."""
+        return RawClient(self.legacy.address, negotiate_fds=negotiate_fds)
+
+    def join(self, **hello: Any) -> NativePeer:
+        """A native peer; the caller closes it."""
+        return NativePeer(self.node, **hello)
+
+    def inspect(self) -> dict[str, Any]:
+        """What INSPECT says of the bus."""
+        with open_node(self.control) as handle:
+            (bus,) = handle.inspect()["buses"]
+        assert isinstance(bus, dict)
+        return bus
+
+    def holdings(self) -> Holdings:
+        """What it holds now, besides what is there for this question's own client."""
+        with self.connect() as client:
+            client.sync()  # whoever has answered is in its main loop, and has opened what it needs
+            state = self.inspect()
+            client.sync()
+            counts = tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids)
+            return Holdings(counts, len(state["connections"]) - 1, len(state["names"]))
+
+    def settle(self, expected: Holdings) -> Holdings:
+        """What it holds once that is what was expected, or what it still holds after a long while."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (holdings := self.holdings()) != expected and time.monotonic() < deadline:
+            pass
+        return holdings
+
+    @contextlib.contextmanager
+    def nothing_left(self) -> Iterator[None]:
+        """Around what peers do: when they have gone there is what was there before."""
+        before = self.settled()
+        yield
+        assert self.settle(before) == before
+
+    def settled(self) -> Holdings:
+        """What it holds when nobody is about to go any more."""
+        last = self.holdings()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (holdings := self.holdings()) != last:
+            assert time.monotonic() < deadline, f"the bus does not come to rest: {last}, {holdings}"
+            last = holdings
+        return last
+
+
+@contextlib.contextmanager
+def running_mixed_bus(kind: str, *, servicedir: Path | None = None, extra: str = "") -> Iterator[MixedBus]:
+    """A bus of that kind; who runs it is its owner."""
+    if kind == EMBEDDED:
+        bus = start_bus(
+            BUSPROXYD, arguments=["--native={directory}/native"], servicedir=servicedir, extra=extra
+        )
+        try:
+            (node,) = (bus.directory / "native").glob("*/bus")
+            yield MixedBus(kind, node, bus, (bus.pid,))
+        finally:
+            bus.stop()
+        return
+    core = Kdbusd(_CORE_CONFIG)
+    try:
+        (node,) = core.directory.glob("*/bus")
+        bus = start_bus(BUSPROXYD, arguments=[f"--core={node}"], servicedir=servicedir, extra=extra)
+        try:
+            yield MixedBus(kind, node, bus, (core.pid, bus.pid))
+        finally:
+            bus.stop()
+    finally:
+        core.stop()
