@@ -11,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from kdbus_core.transport.client import open_node
 from support.bus import BUSPROXYD, Bus, start_bus
 from support.kdbusd import Kdbusd
 from support.native_peer import NativePeer
+from support.programs import Child
 from support.raw import RawClient
 
 EMBEDDED, SPLIT = "embedded", "split"
@@ -125,3 +127,38 @@ def running_mixed_bus(kind: str, *, servicedir: Path | None = None, extra: str =
             bus.stop()
     finally:
         core.stop()
+
+
+class MixedBuses:
+    """A bus of each kind for the tests of a module, each started when it is first asked for.
+
+    In whatever order the tests come, there is one of each, with what was started on it.
+    """
+
+    def __init__(self, *, servicedir: Path | None = None, extra: str = "") -> None:
+        self._servicedir = servicedir
+        self._extra = extra
+        self._stack = contextlib.ExitStack()
+        self._buses: dict[str, MixedBus] = {}
+        self._programs: dict[tuple[str, Any], Child] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __getitem__(self, kind: str) -> MixedBus:
+        if kind not in self._buses:
+            running = running_mixed_bus(kind, servicedir=self._servicedir, extra=self._extra)
+            self._buses[kind] = self._stack.enter_context(running)
+        return self._buses[kind]
+
+    def program(self, mixed: MixedBus, start: Callable[[MixedBus], Child]) -> Child:
+        """What that starts on a bus, running from the first time on."""
+        key = (mixed.kind, start)
+        if key not in self._programs:
+            self._programs[key] = self._stack.enter_context(start(mixed))
+        return self._programs[key]

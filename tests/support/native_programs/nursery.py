@@ -85,7 +85,9 @@ class Nursery:
         environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.native_programs.nursery"], stdin=theirs, env=environment
+                [sys.executable, "-m", "support.native_programs.nursery"],
+                stdin=theirs.fileno(),
+                env=environment,
             )
         self._workers: list[Worker] = []
 
