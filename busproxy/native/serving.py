@@ -2,14 +2,15 @@
 
 A handler is called at once, in the order in which calls come; what it returns to be awaited goes on in a
 task of its own, and its answer comes when it comes. Every call that wants a reply gets one: the results, the
-`DBusError` that was raised, or `Failed` for any other exception, which is logged. The descriptors of a call
-are closed when it is answered.
+`DBusError` that was raised, or `Failed` for any other exception, which is logged. The descriptors of a call,
+and each `Descriptor` among the results, are closed when it is answered.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from inspect import isawaitable
 from typing import Any
@@ -18,6 +19,7 @@ from busproxy.match_entries import connection_id
 from busproxy.native.errors import FAILED, DBusError
 from busproxy.native.messages import Message, Outgoing, build_message
 from busproxy.native.objects import Method, Objects
+from busproxy.native.values import close_given
 from busproxy.wire.header import NO_REPLY_EXPECTED, MessageType
 from kdbus_core.errors import KdbusError
 from kdbus_core.transport.client.aio import Connection
@@ -77,20 +79,25 @@ class Answers:
 
     async def _answer(self, call: Message, method: Method, result: Any) -> None:
         cookie = next(self._cookies)
+        values: tuple[Any, ...] = ()
         try:
+            values = method.pack(result)
             outgoing = build_message(
                 MessageType.METHOD_RETURN,
                 cookie,
                 method.results,
-                method.pack(result),
+                values,
                 flags=NO_REPLY_EXPECTED,
                 destination=call.sender,
                 reply_cookie=call.cookie,
             )
         except (ValueError, TypeError) as error:
             await self.refuse(call, error)
-            return
-        await self._reply(call, outgoing, cookie)
+        else:
+            await self._reply(call, outgoing, cookie)
+        finally:
+            with suppress(ValueError, TypeError, AttributeError):  # values that do not fit the signature
+                close_given(method.results, values)
 
     async def refuse(self, call: Message, error: Exception) -> None:
         """Answer a call with an error."""

@@ -1,7 +1,8 @@
 """File descriptors among the values of a message.
 
 In a message a value of type h is an index into the descriptors that go along. Here it is the descriptor: an
-open file or a number when it is sent, a `Descriptor` when it was received. What is sent stays the sender's.
+open file or a number when it is sent, a `Descriptor` when it was received. What is sent stays the sender's,
+but for a `Descriptor` that a handler returns: that is given away.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FileLike: TypeAlias = int | HasFileno
 
 
 class Descriptor:
-    """A file descriptor that came with a message; who has it closes it."""
+    """A file descriptor that came with a message, or is to be given away; who has it closes it."""
 
     __slots__ = ("_fd",)
 
@@ -80,6 +81,18 @@ def take_files(signature: str, values: Sequence[Any]) -> tuple[Sequence[Any], li
         return len(fds) - 1
 
     return _replace_all(signature, values, take), fds
+
+
+def close_given(signature: str, values: Sequence[Any]) -> None:
+    """Close every `Descriptor` among values; other files stay open."""
+    if "h" not in signature and "v" not in signature:
+        return
+
+    def close(value: Any) -> None:
+        if isinstance(value, Descriptor):
+            value.close()
+
+    _replace_all(signature, values, close)
 
 
 def put_files(signature: str, values: Sequence[Any], files: Sequence[Descriptor]) -> Sequence[Any]:

@@ -44,7 +44,6 @@ class Service:
     def __init__(self, bus: NativeBus) -> None:
         self._bus = bus
         self.text = "first"
-        self._opened: Descriptor | None = None
 
     def fail(self, text: str) -> None:
         raise DBusError("com.example.Error.Failed", text)
@@ -73,14 +72,11 @@ class Service:
         with os.fdopen(file.detach()) as stream:
             return stream.read()
 
-    def open_fd(self, text: str) -> Any:
+    def open_fd(self, text: str) -> Descriptor:
         reader, writer = os.pipe()
         with os.fdopen(writer, "w") as stream:
             stream.write(text)
-        if self._opened is not None:
-            self._opened.close()
-        self._opened = Descriptor(reader)  # ours, and needed until the reply is out
-        return self._opened
+        return Descriptor(reader)
 
     async def say(self, text: str) -> None:
         await self._bus.emit(PATH, INTERFACE, "Said", "s", text)

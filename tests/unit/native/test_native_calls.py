@@ -324,6 +324,27 @@ async def test_a_file_in_a_reply_is_the_callers(join: Connect) -> None:
         assert os.fstat(received.fileno()).st_rdev == os.stat("/dev/null").st_rdev
 
 
+async def test_a_descriptor_that_a_handler_returns_is_given_away(join: Connect) -> None:
+    reader, writer = os.pipe()
+    given = Descriptor(reader)
+    _, client = await make_pair(join, Open=("", "(sh)", lambda: ("a pipe", given)))
+    ((_, received),) = await call(client, "Open")
+    with pytest.raises(ValueError, match="closed"):
+        given.fileno()
+    os.write(writer, b"through")
+    os.close(writer)
+    with received:
+        assert os.read(received.fileno(), 100) == b"through"
+
+
+@pytest.mark.parametrize("results", ["s", "hh", "(h)"])
+async def test_a_descriptor_that_is_no_result_is_closed_or_left_alone(join: Connect, results: str) -> None:
+    given = Descriptor(os.open("/dev/null", os.O_RDONLY))
+    _, client = await make_pair(join, Open=("", results, lambda: given))
+    assert (await refusal(call(client, "Open")))[0] == "Failed"
+    given.close()
+
+
 async def test_a_handler_may_keep_a_file(join: Connect) -> None:
     kept: list[int] = []
     _, client = await make_pair(join, Keep=("h", "", lambda file: kept.append(file.detach())))
