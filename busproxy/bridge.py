@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from errno import EBADSLT, ECOMM, EMFILE, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP
+from errno import EBADMSG, EBADSLT, ECOMM, EMFILE, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from busproxy.errno_names import Refused, send_error
@@ -32,10 +32,8 @@ from busproxy.flows import LARGE_BODY
 from busproxy.incoming import Incoming
 from busproxy.match_entries import MAX_ARGUMENTS, message_filter
 from busproxy.native_message import NativeMessage, duplicate_files, unique_name
-from busproxy.remarshal import (
-    message_flags,
-    to_gvariant_parts,
-)
+from busproxy.remarshal import message_flags, to_gvariant_parts
+from busproxy.router import connection_id, peer_of
 from busproxy.surrogates import Surrogates, as_serial
 from busproxy.transport.fds import FdSet
 from busproxy.wire.body import string_arguments
@@ -89,8 +87,8 @@ class Bridge:
         shown, self._shown = self._shown, None
         try:
             self._deliver(peer, sender, message, shown)
-        except KdbusError:
-            if message.is_signal:
+        except KdbusError as error:
+            if message.is_signal and error.errno != EBADMSG:
                 self._router.lost_broadcasts += 1  # the sender is not told of those
             raise
 
@@ -103,17 +101,10 @@ class Bridge:
         if native is None or native.message is not message:
             native = NativeMessage(sender, message, message.dst_name or peer.unique_name)
         data = native.dbus1(self._serial(peer, sender, native), message.cookie_reply)
-        if len(data) > peer.max_message_size:
-            raise KdbusError(EMSGSIZE, f"{len(data)} bytes where {peer.max_message_size} are allowed")
-        stream = peer.stream
-        if len(data) >= LARGE_BODY and not stream.blocked:
-            # The socket gets its chance when the loop has its turn; until then nobody may pile up much more.
-            queued = sum(map(len, stream.out))
-            if queued > peer.quota.capacity // 3:
-                raise KdbusError(ENOBUFS, f"{queued} bytes are about to be sent to {peer.unique_name}")
+        _check_size(peer, len(data))
         fds = duplicate_files(message.files)
         try:
-            stream.push(data, sender.user, fds)
+            peer.stream.push(data, sender.user, fds)
         finally:
             if fds is not None:
                 fds.release()
@@ -144,7 +135,7 @@ class Bridge:
         except KdbusError as error:
             self._router.log.debug("a signal of %s is nothing for clients: %s", unique_name(sender), error)
             return
-        receivers = native.receivers(audience, data)
+        receivers = self._with_room(native.receivers(audience, data), len(data))
         if receivers:
             self._router.copy_to(receivers, data, sender.user)
 
@@ -160,6 +151,7 @@ class Bridge:
                 as_serial(message.cookie), as_serial(message.cookie_reply) if message.cookie_reply else 0
             )
             receivers = [other for other in native.receivers(audience, data) if other is not receiver]
+            receivers = self._with_room(receivers, len(data))
             fds = duplicate_files(message.files) if receivers else None
         except KdbusError as error:
             self._router.log.debug("a message of %s is nothing for clients: %s", unique_name(sender), error)
@@ -172,14 +164,35 @@ class Bridge:
         if receiver.sink is not None:
             self._shown = native
 
+    def _with_room(self, receivers: list[Connection], size: int) -> list[Connection]:
+        """Those who can be given a copy; it is lost for the others, and counted."""
+        if size < LARGE_BODY:
+            return receivers
+        able: list[Connection] = []
+        for receiver in receivers:
+            try:
+                _check_size(peer_of(receiver), size)
+            except KdbusError:
+                self._router.lost_broadcasts += 1
+            else:
+                able.append(receiver)
+        return able
+
     # From clients
 
     def send(
-        self, message: Incoming, sender: Connection, receiver: Connection, reply_serial: int | None = None
+        self,
+        message: Incoming,
+        sender: Connection,
+        receiver: Connection,
+        reply_serial: int | None = None,
+        *,
+        was_held: bool = False,
     ) -> None:
         """Bring a client's message to a native connection; its sender is told of a refusal.
 
-        `reply_serial` is not the header's where that is of another message.
+        `reply_serial` is not the header's where that is of another message.  Monitors have seen one that
+        `was_held` when it came.
         """
         header, peer, bus = message.header, message.peer, self._bus
         reply_cookie = 0
@@ -199,9 +212,15 @@ class Bridge:
             self._router.driver.refuse(message, LIMITS_EXCEEDED, text)
             return
         try:
-            bus.send(sender, self._build(message, receiver, reply_cookie))
+            native = self._build(message, receiver, reply_cookie)
+            if was_held:
+                bus.send_seen(sender, native)
+            else:
+                bus.send(sender, native)
         except KdbusError as error:
-            if error.errno != EBADSLT:  # nobody waits for that reply any more: as with a client that has gone
+            # A reply that nobody waits for is no fault of who sends it: the request may just have timed out.
+            # Between clients, too, there is no word about it.
+            if error.errno != EBADSLT:
                 self._refuse(message, receiver, error)
             return
         if reply_cookie and peer.surrogates is not None:
@@ -219,7 +238,11 @@ class Bridge:
             self._router.log.debug("a signal of %s is lost: %s", message.peer.unique_name, error)
 
     def show(self, message: Incoming, sender: Connection, receiver: Connection | None) -> None:
-        """Show native monitors what a client sends to another one, to the driver, or to nobody."""
+        """Show native monitors what a client sends to another one, to the driver, or to nobody.
+
+        What the driver sends they do not see: it is no connection that a message could come from, and what it
+        says of names and lost replies the broker tells them itself.
+        """
         header = message.header
         reply_cookie = header.reply_serial if header.type in _REPLIES else 0
         try:
@@ -247,6 +270,8 @@ class Bridge:
         destination, id = header.destination, 0 if receiver is None else receiver.id
         if destination is None:
             id = DST_BROADCAST
+        elif destination[0] == ":" and receiver is None:
+            id = connection_id(destination) or 0
         elif destination[0] != ":" and (header.type not in _REPLIES or receiver is None):
             items.append(DstName(destination))
             id = 0
@@ -313,6 +338,21 @@ class Bridge:
             auto_start=not header.flags & NO_AUTO_START,
         )
         self._router.driver.refuse(message, *send_error(error, refused))
+
+
+def _check_size(peer: Peer, size: int) -> None:
+    """Whether a client may be given one more message of this size: EMSGSIZE, ENOBUFS.
+
+    A stream asks for room only once its socket is behind.  The socket gets its chance when the loop has its
+    turn; until then nobody may pile up much more than what the client may have waiting.
+    """
+    if size > peer.max_message_size:
+        raise KdbusError(EMSGSIZE, f"{size} bytes where {peer.max_message_size} are allowed")
+    stream = peer.stream
+    if size >= LARGE_BODY and not stream.blocked:
+        queued = sum(map(len, stream.out))
+        if queued > peer.quota.capacity // 3:
+            raise KdbusError(ENOBUFS, f"{queued} bytes are about to be sent to {peer.unique_name}")
 
 
 def _expects_reply(header: Header) -> bool:

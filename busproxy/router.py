@@ -138,6 +138,10 @@ class Router:
         """A native connection has sent something to somebody, and there are clients who listen in."""
         self.bridge.on_unicast(sender, message, receiver)
 
+    def on_hand_over(self, name: str, owner: Connection, sequence: int) -> None:
+        """A native owner gets what natives had sent to its name: in between comes what clients had sent."""
+        self.activation.on_hand_over(name, owner, sequence)
+
     # What peers need
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -458,7 +462,7 @@ class Router:
             reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
             flow = NativeFlow(self.bridge, header, sender, receiver, reply_serial_at)
             message.peer.flows.add(flow, message.data, message.start, message.body, reply_serial_at)
-        self.bridge.send(message, sender, receiver)
+        self.bridge.send(message, sender, receiver, was_held=was_held)
 
     def _deliver_singly(
         self, message: Incoming, sender: Connection, receiver: Connection, others: Audience | None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SERIAL = 0xFFFFFFFF
 MAX_KEPT = 1024
-"""Surrogates of one client from which on those of requests that have ended are thrown out."""
+"""Surrogates of one client from which on those of requests that have ended are thrown out now and then."""
 
 IsOpen = Callable[["Connection", int], bool]
 """Whether a request of a connection with this cookie is open at the client."""
@@ -33,12 +33,13 @@ def as_serial(cookie: int) -> int:
 class Surrogates:
     """The surrogates of one client."""
 
-    __slots__ = ("_is_open", "_kept", "_last")
+    __slots__ = ("_is_open", "_kept", "_last", "_throw_out_at")
 
     def __init__(self, is_open: IsOpen) -> None:
         self._is_open = is_open
         self._kept: dict[int, tuple[Connection, int]] = {}
         self._last = 0
+        self._throw_out_at = MAX_KEPT
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -47,7 +48,7 @@ class Surrogates:
         """The serial under which the client gets a request: the cookie itself, if that can be one."""
         if 0 < cookie <= MAX_SERIAL and not self._stands_for_another(sender, cookie):
             return cookie
-        if len(self._kept) >= MAX_KEPT:
+        if len(self._kept) >= self._throw_out_at:
             self._throw_out()
         serial = self._last
         while True:
@@ -78,3 +79,4 @@ class Surrogates:
             for serial, (sender, cookie) in self._kept.items()
             if sender.active and self._is_open(sender, cookie)
         }
+        self._throw_out_at = max(MAX_KEPT, 2 * len(self._kept))

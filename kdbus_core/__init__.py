@@ -26,6 +26,8 @@ from kdbus_core.policy import Access, PolicyEntry
 from kdbus_core.pool import Memory, Pool
 from kdbus_core.synchronous import SyncCall
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Access",
     "AttachFlag",

@@ -70,7 +70,7 @@ from kdbus_core.policy import Access, PolicyDatabase, PolicyEntry, may_own, may_
 from kdbus_core.pool import Pool
 from kdbus_core.quota import Quota, User
 from kdbus_core.replies import Replies
-from kdbus_core.shared import SharedBus
+from kdbus_core.shared import SharedBus, granted_credentials
 from kdbus_core.subscriptions import Rule, Subscriptions
 from kdbus_core.synchronous import OnDone, SyncCall
 
@@ -383,9 +383,10 @@ class Bus(SharedBus):
     def connection_info(self, *, id: int | None = None, name: str | None = None) -> ConnectionInfo:
         """What may be known of a connection (CONN_INFO), asked for by id or by name.
 
-        Faked credentials, where there are any, are the answer.  Raises EINVAL
-        without either, ENXIO for an unknown id, ESRCH for a name that nobody
-        has, or not the connection with that id.
+        Faked credentials, where there are any, are the answer, and of a native
+        connection what it grants.  Raises EINVAL without either, ENXIO for an
+        unknown id, ESRCH for a name that nobody has, or not the connection with
+        that id.
         """
         if id is None and name is None:
             raise KdbusError(EINVAL, "neither an id nor a name")
@@ -400,10 +401,11 @@ class Bus(SharedBus):
             connection = self.connections.get(id or 0)
             if connection is None:
                 raise KdbusError(ENXIO, f"no connection {id}")
+        known = connection.credentials if connection.faked is None else as_credentials(connection.faked)
         return ConnectionInfo(
             connection.id,
             int(connection.flags),
-            connection.credentials if connection.faked is None else as_credentials(connection.faked),
+            known if connection.inbox is None else granted_credentials(known, connection.attach_send),
             tuple(name for name, mine in connection.names.items() if mine.flags & PRIMARY),
             connection.description,
         )
@@ -499,6 +501,14 @@ class Bus(SharedBus):
             self.delivery.send(connection, message)
         finally:
             message.release()
+
+    def send_seen(self, connection: Connection, message: Message) -> None:
+        """SEND of what monitors were shown when it came; it had to wait for its receiver."""
+        self.delivery.seen = message
+        try:
+            self.send(connection, message)
+        finally:
+            self.delivery.seen = None
 
     def call(self, connection: Connection, message: Message, on_done: OnDone | None = None) -> SyncCall:
         """SEND that waits for the reply; see `Delivery.call`.  The message is used up."""

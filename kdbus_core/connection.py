@@ -65,6 +65,12 @@ class Gateway(Protocol):
     def on_unicast(self, sender: Connection, message: Message, receiver: Connection) -> None:
         """A native connection has sent something to one other, of whichever kind."""
 
+    def on_hand_over(self, name: str, owner: Connection, sequence: int) -> None:
+        """A native owner of a name is about to get the message with that number, which has waited for it.
+
+        Whoever keeps something older for the name sends that now.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

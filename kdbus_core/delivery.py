@@ -74,6 +74,8 @@ class Delivery:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.sequence = 0
+        # What monitors have been shown before it is sent; see `Bus.send_seen`.
+        self.seen: Message | None = None
         # What came to local owners together with their name and is not brought yet; each message is held.
         self._handed: dict[Connection, deque[tuple[Message, Tracker | None]]] = {}
 
@@ -213,6 +215,8 @@ class Delivery:
             inbox.on_lost()
 
     def _show_to_monitors(self, sender: Connection, message: Message) -> None:
+        if message is self.seen:
+            return
         for monitor, inbox in self._monitors():
             self._push_or_lose(inbox, self._compose(sender, monitor, message), sender.user, message.priority)
 
@@ -422,10 +426,13 @@ class Delivery:
         self._bus.replies.repoint(old, new, name_id)
 
     def _hand_to_native(self, old: Inbox, new: Connection, inbox: Inbox, name_id: int) -> None:
+        gateway = self._bus.gateway
         for entry in old.extract(name_id):
             message = entry.message
             assert message is not None
             assert message.sender is not None
+            if gateway is not None and message.dst_name is not None:
+                gateway.on_hand_over(message.dst_name, new, message.stamp.seqnum)
             try:
                 self._check_fds(new, message)
             except KdbusError:

@@ -46,6 +46,7 @@ _PAYLOAD_OFF_HEADER = (_PAYLOAD_OFF.size, int(ItemType.PAYLOAD_OFF))
 _OFFSET_IN_ITEM = ITEM_HEADER.size + NUMBER.size
 _EXPECT_REPLY = int(MessageFlag.EXPECT_REPLY)
 _SIGNAL = int(MessageFlag.SIGNAL)
+_NO_STAMP = Stamp(0, 0, 0)
 
 
 class Vec(NamedTuple):
@@ -84,31 +85,100 @@ class DstName(NamedTuple):
 MessageItem = Vec | Zeros | Memfd | Fds | DstName | Filter
 
 
+class Layout:
+    """How a message lies in a pool, which follows from the sizes of what it carries and not from the content.
+
+    `items` are those of the sender with empty slots: `offsets` says where in them the place of a payload
+    belongs, which is so many bytes after the payload's beginning; `fd_slots` and `memfd_slots` say
+    where in the message, in the order of its files.  `payload_size` is without the padding at its end.
+    """
+
+    __slots__ = (
+        "dst_name",
+        "fd_slots",
+        "filter",
+        "items",
+        "memfd_slots",
+        "offsets",
+        "padding",
+        "payload_size",
+    )
+
+    def __init__(self, items: Sequence[MessageItem]) -> None:
+        self.dst_name: str | None = None
+        self.filter: Filter | None = None
+        staged: list[bytes] = []
+        offsets: list[tuple[int, int]] = []
+        fd_slots: list[int] = []
+        memfd_slots: list[int] = []
+        at, end = MSG.size, 0
+        for item in items:
+            # Nearly all items are these; a case would look at its class and its fields first.
+            if isinstance(item, Vec):
+                offsets.append((at - MSG.size + _OFFSET_IN_ITEM, end))
+                staged.append(_PAYLOAD_OFF.pack(*_PAYLOAD_OFF_HEADER, len(item.data), 0))
+                at += _PAYLOAD_OFF.size
+                end += len(item.data)
+                continue
+            match item:
+                case Zeros(size):
+                    end += size % 8
+                    built = build_item(ItemType.PAYLOAD_OFF, VEC.pack(size, ZERO_FILL))
+                case Memfd(start, size):
+                    memfd_slots.append(at + ITEM_HEADER.size + 16)
+                    end += size % 8
+                    built = build_item(ItemType.PAYLOAD_MEMFD, MEMFD.pack(start, size, NO_FD, 0))
+                case Fds(files):
+                    fd_slots.extend(at + ITEM_HEADER.size + FD.size * index for index in range(len(files)))
+                    built = build_item(ItemType.FDS, FD.pack(NO_FD) * len(files))
+                case DstName(name):
+                    self.dst_name = name
+                    built = build_string_item(ItemType.DST_NAME, name)
+                case Filter(generation, bits):
+                    self.filter = item
+                    built = build_item(ItemType.BLOOM_FILTER, NUMBER.pack(generation) + bits)
+            staged.append(built)
+            at += len(built)
+        self.items = b"".join(staged)
+        self.offsets = tuple(offsets)
+        self.fd_slots = tuple(fd_slots)
+        self.memfd_slots = tuple(memfd_slots)
+        self.payload_size = end
+        self.padding = bytes(-end % 8)
+
+    def place(self, start: int) -> bytes:
+        """The items of a message whose payload begins so many bytes after its own beginning."""
+        if not self.offsets:
+            return self.items
+        placed = bytearray(self.items)
+        for at, offset in self.offsets:
+            NUMBER.pack_into(placed, at, start + offset)
+        return bytes(placed)
+
+
 class Message:
     """A message with one holder, whoever made it; sizes in bytes, `timeout_ns` of the monotonic clock.
 
     `fd_count` counts the files that are handed over; memory in the payload is
     not among them.  `parts` are the payload's.  `sender` and `stamp`, its place in the bus' order, are given
     when it is sent; `sent` is what was true of the sender then, if the message may move on.  `origin` finds
-    out which process sends it, None for the one that the sender is.
+    out which process sends it, None for the one that the sender is.  `layout` may be that of an earlier
+    message with items alike.
     """
 
     __slots__ = (
-        "_fd_slots",
         "_holders",
-        "_items",
-        "_memfd_slots",
-        "_offsets",
-        "_padded_payload",
+        "_memfds",
         "_payload",
-        "_payload_size",
         "cookie",
         "cookie_reply",
         "dst_id",
         "dst_name",
         "fd_count",
+        "files",
         "filter",
         "flags",
+        "layout",
         "origin",
         "parts",
         "payload_type",
@@ -130,32 +200,49 @@ class Message:
         cookie: int = 0,
         timeout_ns: int = 0,
         cookie_reply: int = 0,
+        layout: Layout | None = None,
     ) -> None:
+        if layout is None:
+            layout = Layout(items)
+        self.layout = layout
         self.flags = flags
         self.priority = priority
         self.dst_id = dst_id
-        self.dst_name: str | None = None
+        self.dst_name = layout.dst_name
         self.payload_type = payload_type
         self.cookie = cookie
         self.timeout_ns = timeout_ns
         self.cookie_reply = cookie_reply
         self.sender: Connection | None = None
-        self.stamp = Stamp(0, 0, 0)
+        self.stamp = _NO_STAMP
         self.sent: AsSent | None = None
         self.origin: Origin | None = None
-        self.filter: Filter | None = None
-        self.fd_count = 0
+        self.filter = layout.filter
         self._holders = 1
-        self._stage(items)
+        self.files: tuple[File, ...] = ()
+        """What is handed over, in its order; the message owns them."""
+        self._memfds: tuple[File, ...] = ()
+        parts: list[Vec | Zeros | Memfd] = []
+        payload: list[bytes] = []
+        for item in items:
+            if isinstance(item, Vec):
+                parts.append(item)
+                payload.append(item.data)
+            elif isinstance(item, Zeros | Memfd):
+                parts.append(item)
+                payload.append(bytes(item.size % 8))
+                if isinstance(item, Memfd):
+                    self._memfds += (item.file,)
+            elif isinstance(item, Fds):
+                self.files += item.files
+        self.fd_count = len(self.files)
+        self.parts = tuple(parts)
+        payload.append(layout.padding)
+        self._payload = payload
 
     @property
     def expects_reply(self) -> bool:
         return bool(self.flags & _EXPECT_REPLY)
-
-    @property
-    def files(self) -> tuple[File, ...]:
-        """What is handed over, in its order; the message owns them."""
-        return tuple(file for _, file in self._fd_slots)
 
     @property
     def is_signal(self) -> bool:
@@ -170,75 +257,15 @@ class Message:
         self._holders -= 1
         if self._holders:
             return
-        for _, file in self._fd_slots:
+        for file in self.files:
             file.close()
-        for _, file in self._memfd_slots:
+        for file in self._memfds:
             file.close()
-
-    def _stage(self, items: Sequence[MessageItem]) -> None:
-        staged: list[bytes] = []
-        payload: list[bytes] = []
-        # Where an offset has to be filled in, and which one from the payload's beginning.
-        offsets: list[tuple[int, int]] = []
-        fd_slots: list[tuple[int, File]] = []
-        memfd_slots: list[tuple[int, File]] = []
-        parts: list[Vec | Zeros | Memfd] = []
-        at, end = MSG.size, 0
-        for item in items:
-            # Nearly all items are these; a case would look at its class and its fields first.
-            if isinstance(item, Vec):
-                size = len(item.data)
-                parts.append(item)
-                offsets.append((at - MSG.size + _OFFSET_IN_ITEM, end))
-                payload.append(item.data)
-                end += size
-                staged.append(_PAYLOAD_OFF.pack(*_PAYLOAD_OFF_HEADER, size, 0))
-                at += _PAYLOAD_OFF.size
-                continue
-            match item:
-                case Zeros(size):
-                    parts.append(item)
-                    payload.append(bytes(size % 8))
-                    end += size % 8
-                    built = build_item(ItemType.PAYLOAD_OFF, VEC.pack(size, ZERO_FILL))
-                case Memfd(start, size, file):
-                    parts.append(item)
-                    memfd_slots.append((at + ITEM_HEADER.size + 16, file))
-                    payload.append(bytes(size % 8))
-                    end += size % 8
-                    built = build_item(ItemType.PAYLOAD_MEMFD, MEMFD.pack(start, size, NO_FD, 0))
-                case Fds(files):
-                    self.fd_count += len(files)
-                    fd_slots.extend(
-                        (at + ITEM_HEADER.size + FD.size * index, file) for index, file in enumerate(files)
-                    )
-                    built = build_item(ItemType.FDS, FD.pack(NO_FD) * len(files))
-                case DstName(name):
-                    self.dst_name = name
-                    built = build_string_item(ItemType.DST_NAME, name)
-                case Filter(generation, bits):
-                    self.filter = item
-                    built = build_item(ItemType.BLOOM_FILTER, NUMBER.pack(generation) + bits)
-            staged.append(built)
-            at += len(built)
-        self._items = b"".join(staged)
-        self._payload = tuple(part for part in payload if part)
-        self._payload_size = end
-        self._padded_payload = (*self._payload, bytes(-end % 8)) if end % 8 else self._payload
-        self._offsets = tuple(offsets)
-        self._fd_slots = tuple(fd_slots)
-        self._memfd_slots = tuple(memfd_slots)
-        self.parts = tuple(parts)
 
     def compose(self, metadata: bytes) -> Parcel:
         """The message as it goes into a pool, with these metadata items."""
-        items = self._items
-        size = MSG.size + len(items) + len(metadata)  # metadata is padded: items are a multiple of 8
-        if self._offsets:
-            patched = bytearray(items)
-            for at, offset in self._offsets:
-                NUMBER.pack_into(patched, at, size + offset)
-            items = bytes(patched)
+        layout = self.layout
+        size = MSG.size + len(layout.items) + len(metadata)  # metadata is padded: items are a multiple of 8
         header = MSG.pack(
             size,
             self.flags,
@@ -250,10 +277,10 @@ class Message:
             self.timeout_ns if self.flags & _EXPECT_REPLY else self.cookie_reply,
         )
         return Parcel(
-            (header, items, metadata, *self._padded_payload),
-            align(size + self._payload_size),
+            (header, layout.place(size), metadata, *self._payload),
+            align(size + layout.payload_size),
             message=self,
-            fds=self._fd_slots,
-            memfds=self._memfd_slots,
+            fds=tuple(zip(layout.fd_slots, self.files, strict=True)) if self.files else (),
+            memfds=tuple(zip(layout.memfd_slots, self._memfds, strict=True)) if self._memfds else (),
             fd_count=self.fd_count,
         )

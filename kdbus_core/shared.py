@@ -8,15 +8,22 @@ whether one particular broadcast is awaited.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kdbus_core.abi import DST_BROADCAST
+from kdbus_core.abi import DST_BROADCAST, AttachFlag
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
     from kdbus_core.delivery import Delivery
     from kdbus_core.matches import Filter, Matches
     from kdbus_core.message import Message
+    from kdbus_core.metadata import Credentials
+
+_CREDS = int(AttachFlag.CREDS)
+_PIDS = int(AttachFlag.PIDS)
+_AUXGROUPS = int(AttachFlag.AUXGROUPS)
+_SECLABEL = int(AttachFlag.SECLABEL)
 
 
 class SharedBus:
@@ -58,3 +65,16 @@ class SharedBus:
         The rest comes when everybody knows of the name's new owner.
         """
         self.delivery.bring(connection, until)
+
+
+def granted_credentials(known: Credentials, granted: int) -> Credentials:
+    """Of somebody's credentials those that these attach flags speak of, as CONN_INFO would tell them."""
+    if not granted & _CREDS:
+        known = replace(known, uid=None, gid=None)
+    if not granted & _PIDS:
+        known = replace(known, pid=None, pidfd=None)
+    if not granted & _AUXGROUPS:
+        known = replace(known, groups=None)
+    if not granted & _SECLABEL:
+        known = replace(known, label=None)
+    return known

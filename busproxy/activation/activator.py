@@ -344,14 +344,24 @@ class Activation:
         router = self._router
         for sequence, message in ended.held:
             router.bus.bring(owner, sequence)
-            sender = message.peer.connection
-            if sender is not None and sender.active:
-                router.deliver(message, sender, owner, was_held=True)
-            ended.release(message)
+            self._deliver(ended, message, owner)
         for _, message in ended.callers:
             if not message.peer.closed:
                 router.driver.outbox.send_reply(message.peer, message.serial, "u", (STARTED,))
             ended.release(message)
+
+    def on_hand_over(self, name: str, owner: Connection, sequence: int) -> None:
+        """A native owner is about to get the native message of that number: what is older comes first."""
+        start = self._starts.get(name)
+        while start is not None and start.held and start.held[0][0] < sequence:
+            self._deliver(start, start.held.pop(0)[1], owner)
+
+    def _deliver(self, start: Start, message: Incoming, owner: Connection) -> None:
+        """Bring to the owner what was held for it, if its sender is still there."""
+        sender = message.peer.connection
+        if sender is not None and sender.active:
+            self._router.deliver(message, sender, owner, was_held=True)
+        start.release(message)
 
     def on_disconnected(self, peer: Peer) -> None:
         """A peer goes: what it has waiting is dropped."""

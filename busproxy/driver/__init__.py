@@ -248,8 +248,8 @@ class Driver:
                 pass
 
     def _on_name_change(self, name: str, old: Connection | None, new: Connection | None) -> None:
-        if old is None and new is None:
-            return
+        if (old is None and new is None) or name == DRIVER_NAME:
+            return  # to clients that name is the driver's, whoever else has it
         if old is not None and is_client(old) and (old.active or self.router.bus.subscriptions.has_monitors):
             # Even if it has gone: monitors see what it would have been told.
             self.outbox.send_signal(peer_of(old), "NameLost", "s", (name,))

@@ -138,7 +138,7 @@ def _list_names(call: Call) -> tuple[Any, ...]:
     names += [
         f"{UNIQUE_PREFIX}{connection.id}" for connection in bus.connections.values() if connection.is_ordinary
     ]
-    names += [entry.name for entry in bus.names.entries() if entry.queue]
+    names += [entry.name for entry in bus.names.entries() if entry.queue and entry.name != DRIVER_NAME]
     return (names,)
 
 

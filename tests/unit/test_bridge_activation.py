@@ -310,3 +310,53 @@ def test_signals_to_an_activatable_name_are_held_as_well(scene: Scene) -> None:
     scene.client.send(Message(SIGNAL, fields=fields))
     scene.service.request_name(NAME)
     assert scene.calls() == ["First", "S"]
+
+
+# Natives that listen in, and native services
+
+
+def test_a_native_monitor_sees_what_waits_for_a_service_once_and_when_it_comes(scene: Scene) -> None:
+    for owner in (Neighbour(scene.world), None):
+        watcher = Neighbour(scene.world, flags=HelloFlag.MONITOR | HelloFlag.ACCEPT_FD)
+        scene.client.send(call("Held"))
+        scene.native.call(NAME, member="Mail")
+        assert watcher.words() == [
+            f"Held from {scene.client.connection.id}",
+            f"Mail from {scene.native.connection.id}",
+        ]
+        if owner is not None:
+            scene.world.bus.name_acquire(owner.connection, NAME, 0)
+            assert [mail.parsed.member for mail in owner.mail()] == ["Held", "Mail"]
+            owner.leave()
+        else:
+            scene.service.request_name(NAME)
+            assert scene.calls() == ["Held", "Mail"]
+        assert not [words for words in watcher.words() if words.startswith(("Held", "Mail"))]
+        watcher.leave()
+
+
+def test_calls_of_both_kinds_reach_a_native_service_in_their_order(scene: Scene) -> None:
+    for number in range(3):
+        scene.client.send(call(f"L{number}"))
+        scene.native.call(NAME, member=f"N{number}")
+    scene.client.send(call("L3"))
+    service = Neighbour(scene.world)
+    scene.world.bus.name_acquire(service.connection, NAME, 0)
+    mails = service.mail()
+    assert [mail.parsed.member for mail in mails] == ["L0", "N0", "L1", "N1", "L2", "N2", "L3"]
+    for mail in mails:
+        service.answer(mail)
+    scene.settle()
+    answers = [message for message in scene.client.messages() if message.type == METHOD_RETURN]
+    assert len(answers) == 4
+    assert len(scene.native.mail()) == 3
+    assert not scene.world.activation._starts
+
+
+def test_who_has_gone_while_its_call_waited_for_a_native_service_is_passed_over(scene: Scene) -> None:
+    scene.client.send(call("L0"))
+    scene.native.call(NAME, member="N0")
+    scene.client.leave()
+    service = Neighbour(scene.world)
+    scene.world.bus.name_acquire(service.connection, NAME, 0)
+    assert [mail.parsed.member for mail in service.mail()] == ["N0"]

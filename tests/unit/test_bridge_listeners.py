@@ -10,6 +10,7 @@ from support.neighbour import Neighbour
 from support.proxy import World
 from support.raw import DRIVER, METHOD_CALL, METHOD_RETURN, NO_REPLY_EXPECTED, SIGNAL, Message
 
+from busproxy.policy.config import Limits
 from kdbus_core.abi import DST_BROADCAST, HelloFlag, ItemType
 
 NAME = "com.example.Name"
@@ -376,3 +377,58 @@ def test_a_native_monitor_gets_no_descriptors_of_sockets_but_the_message(world: 
         client.send(message, [client.socket.fileno()])
     assert members(world, "other") == ["M", "M"]
     assert watcher.words() == [f"M from {client.connection.id}"] * 2
+
+
+def test_a_native_monitor_sees_which_id_a_message_to_nobody_was_for(world: World) -> None:
+    watcher = monitor(world)
+    world["client"].send(call(":1.987654"))
+    assert watcher.one().destination == 987654
+
+
+# Large messages
+
+
+def limited(**limits: int) -> World:
+    """A bus with limits of its own, and a client that has subscribed to signals of one kind."""
+    world = World(limits=Limits(**limits))
+    world.join("client").add_match("interface='a.b'")
+    world.collect()
+    return world
+
+
+def test_nobody_piles_up_signals_before_the_sockets_had_their_chance() -> None:
+    with limited(max_outgoing_bytes=300_000) as world:
+        stream = world["client"].peer.stream
+        native = Neighbour(world, pages=4096)
+        for _ in range(10):
+            native.signal(None, "ay", bytes(90_000))
+        assert sum(map(len, stream.out)) < 200_000
+        assert world.router.lost_broadcasts == 8
+        assert members(world, "client") == ["S", "S"]
+        native.signal(None, "ay", bytes(90_000))
+        assert members(world, "client") == ["S"]
+
+
+@pytest.mark.parametrize("kind", ["monitor", "eavesdropper"])
+def test_nobody_piles_up_copies_for_those_who_listen_in(kind: str) -> None:
+    with limited(max_outgoing_bytes=300_000) as world:
+        if kind == "monitor":
+            world["client"].become_monitor()
+        else:
+            world["client"].add_match("eavesdrop='true'")
+        one, another = Neighbour(world, pages=4096), Neighbour(world, pages=4096)
+        world.collect()
+        for _ in range(10):
+            one.call(another.unique_name, "ay", bytes(90_000))
+        assert len(another.mail()) == 10
+        assert members(world, "client") == ["M", "M"]
+        assert world.router.lost_broadcasts == 8
+
+
+def test_a_signal_may_not_be_longer_than_what_clients_may_send() -> None:
+    with limited(max_message_size=100_000) as world:
+        native = Neighbour(world, pages=4096)
+        native.signal(None, "ay", bytes(100_000), member="TooLong")
+        native.signal(None, "ay", bytes(90_000), member="Long")
+        assert members(world, "client") == ["Long"]
+        assert world.router.lost_broadcasts == 1

@@ -87,6 +87,22 @@ def test_requests_that_ended_without_an_answer_do_not_pile_up() -> None:
     assert client.answer(one, kept) == 1 << 33
 
 
+def test_many_open_requests_are_not_looked_at_again_with_each_new_one() -> None:
+    client, one = Client(), sender()
+    looks = 0
+
+    def is_open(sender: Connection, cookie: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return (sender, cookie) in client.open
+
+    client.surrogates = Surrogates(is_open)
+    for number in range(8 * MAX_KEPT):
+        client.request(one, (1 << 32) + number)
+    assert len(client.surrogates) == 8 * MAX_KEPT
+    assert looks < 4 * 8 * MAX_KEPT
+
+
 @given(
     st.lists(
         st.tuples(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from errno import EBADMSG, ECOMM, EMFILE, EMSGSIZE, ENOBUFS, ENXIO, EPERM, ESRCH, errorcode
+from functools import partial
 from typing import Any
 
 import pytest
@@ -540,3 +542,41 @@ def test_a_request_without_an_end_is_never_told_to_have_ended(world: World) -> N
     world.bus.expire_replies(FAR - 1)
     assert native.mail() == []
     assert len(client.messages()) == 1
+
+
+def test_without_room_for_descriptors_none_is_left_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it ends: halfway through those of a message, or at shared memory."""
+    native, client = Neighbour(world), world["client"]
+    before = count_own_fds()
+    real, left = os.dup, 0
+
+    def dup(fd: int) -> int:
+        nonlocal left
+        if not left:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        left -= 1
+        return real(fd)
+
+    with open(os.devnull) as file:
+        for room in range(3):
+            message = native.build(
+                METHOD_CALL, client.unique_name, "hhh", 0, 1, 2, member="M", fds=[file.fileno()] * 3
+            )
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "dup", dup)
+                left = room
+                assert refusal(partial(native.send, message)) == errorcode[EMFILE]
+            serial = client.next_serial()
+            fields: dict[str, Any] = {"path": "/a", "member": "M", "destination": native.unique_name}
+            fields |= {"signature": "hhh", "unix_fds": 3}
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "dup", dup)
+                left = room
+                client.send(Message(METHOD_CALL, 0, serial, fields, [0, 1, 2]), [file.fileno()] * 3)
+            (answer,) = client.messages()
+            assert answer.error_name == PREFIX + "LimitsExceeded"
+    assert native.mail() == []
+    assert native.connection.outstanding == client.connection.outstanding == 0
+    assert count_own_fds() == before

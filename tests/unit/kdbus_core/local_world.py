@@ -102,3 +102,6 @@ class Listeners:
 
     def on_unicast(self, sender: Connection, message: Message, receiver: Connection) -> None:
         self.shown.append(f"#{message.cookie} from {sender.id} to {receiver.id}")
+
+    def on_hand_over(self, name: str, owner: Connection, sequence: int) -> None:
+        """It keeps nothing back."""
