@@ -31,8 +31,8 @@ from kdbus_core.quota import Quota, User
 if TYPE_CHECKING:
     import asyncio
 
+    from busproxy.bridge.surrogates import Surrogates
     from busproxy.router import Router
-    from busproxy.surrogates import Surrogates
     from busproxy.wire.match_rules import MatchRule
     from kdbus_core.connection import Connection
     from kdbus_core.message import Message

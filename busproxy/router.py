@@ -327,7 +327,7 @@ class Router:
         )
         flow: Flow = local
         if self.bus.has_native_listeners:
-            from busproxy.native_flows import SharedBroadcastFlow
+            from busproxy.bridge.flows import SharedBroadcastFlow
 
             flow = SharedBroadcastFlow(self.bridge, header, sender, local)
         if header.sender_span is None:
@@ -457,7 +457,7 @@ class Router:
         elif (
             message.fds is None and not was_held and not receiver.is_activator and header.sender_span is None
         ):
-            from busproxy.native_flows import NativeFlow
+            from busproxy.bridge.flows import NativeFlow
 
             reply_serial_at = header.reply_serial_at if header.type in _REPLIES else 0
             flow = NativeFlow(self.bridge, header, sender, receiver, reply_serial_at)

@@ -20,7 +20,7 @@ from support.raw import (
     Message,
 )
 
-from busproxy.bridge import MEMFD_THRESHOLD
+from busproxy.bridge.crossing import MEMFD_THRESHOLD
 from busproxy.policy.config import Limits
 from kdbus_core.abi import ATTACH_ALL, PAGE_SIZE, HelloFlag, ItemType, MessageFlag
 from kdbus_core.connection import Limits as ConnectionLimits

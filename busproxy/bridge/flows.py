@@ -14,7 +14,7 @@ from busproxy.incoming import Incoming
 from busproxy.wire.body import body_checker
 
 if TYPE_CHECKING:
-    from busproxy.bridge import Bridge
+    from busproxy.bridge.crossing import Bridge
     from busproxy.flows import BroadcastFlow
     from busproxy.peer import Peer
     from busproxy.wire.header import Header

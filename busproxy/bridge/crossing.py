@@ -27,14 +27,14 @@ from collections.abc import Sequence
 from errno import EBADMSG, EBADSLT, ECOMM, EMFILE, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
+from busproxy.bridge.native_message import NativeMessage, duplicate_files, unique_name
+from busproxy.bridge.surrogates import Surrogates, as_serial
 from busproxy.errno_names import Refused, send_error
 from busproxy.flows import LARGE_BODY
 from busproxy.incoming import Incoming
 from busproxy.match_entries import MAX_ARGUMENTS, message_filter
-from busproxy.native_message import NativeMessage, duplicate_files, unique_name
 from busproxy.remarshal import message_flags, to_gvariant_parts
 from busproxy.router import connection_id, peer_of
-from busproxy.surrogates import Surrogates, as_serial
 from busproxy.transport.fds import FdSet
 from busproxy.wire.body import string_arguments
 from busproxy.wire.errors import ProtocolError

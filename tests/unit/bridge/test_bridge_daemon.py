@@ -103,7 +103,7 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error() -> None:
 def test_a_daemon_without_native_peers_loads_nothing_for_them() -> None:
     code = (
         "import sys, busproxy.daemon.bus\n"
-        "for name in ('bridge', 'remarshal', 'match_entries', 'native_flows'):\n"
+        "for name in ('bridge', 'remarshal', 'match_entries'):\n"
         "    assert 'busproxy.' + name not in sys.modules, name\n"
         "assert not any(name.startswith('kdbus_core.transport') for name in sys.modules)\n"
     )

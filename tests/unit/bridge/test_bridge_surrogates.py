@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from busproxy.surrogates import MAX_KEPT, MAX_SERIAL, Surrogates, as_serial
+from busproxy.bridge.surrogates import MAX_KEPT, MAX_SERIAL, Surrogates, as_serial
 from kdbus_core import Connection
 
 
