@@ -19,7 +19,7 @@ from kdbus_core.policy import is_valid_policy_name
 
 if TYPE_CHECKING:
     from kdbus_core.endpoint import Endpoint
-    from kdbus_core.metadata import Process, Snapshot
+    from kdbus_core.metadata import Creds, Process, Snapshot
     from kdbus_core.quota import User
 
 SPECIAL = int(HelloFlag.ACTIVATOR | HelloFlag.MONITOR | HelloFlag.POLICY_HOLDER)
@@ -62,16 +62,19 @@ def resolve_account(
     """Whom a connection is charged to.
 
     On a custom endpoint that is the endpoint.  A proxy in this process has its clients charged; a native
-    connection that speaks for somebody only if its opener is privileged and gave a uid.
+    connection that speaks for somebody only if its opener is privileged and gave a uid.  That is the real
+    one, or where it is unset the effective one: of a socket's peer the kernel tells no other.
     """
     if endpoint.user is not None:
         return endpoint.user
     spoken_for: int | None = None
     if faked is not None and (is_local or process.privileged):
-        spoken_for = faked.uid if isinstance(faked, Credentials) else _real_uid(faked)
+        spoken_for = faked.uid if isinstance(faked, Credentials) else _uid_charged(faked.creds)
     return endpoint.bus.domain.user(process.real_uid if spoken_for is None else spoken_for)
 
 
-def _real_uid(faked: Snapshot) -> int | None:
-    creds = faked.creds
-    return None if creds is None or creds.uid == UNSET_ID else creds.uid
+def _uid_charged(faked: Creds | None) -> int | None:
+    if faked is None:
+        return None
+    uid = faked.euid if faked.uid == UNSET_ID else faked.uid
+    return None if uid == UNSET_ID else uid

@@ -16,8 +16,16 @@ from contextlib import ExitStack
 from errno import EEXIST, EINVAL, EMFILE, EPERM, ESHUTDOWN
 from typing import NamedTuple
 
-from kdbus_core.abi import MAX_BLOOM_SIZE, MAX_BUSES_PER_USER, MAX_POOL_SIZE, MIN_BLOOM_SIZE, MakeFlag
+from kdbus_core.abi import (
+    MAX_BLOOM_SIZE,
+    MAX_BUSES_PER_USER,
+    MAX_CONNECTIONS_PER_USER,
+    MAX_POOL_SIZE,
+    MIN_BLOOM_SIZE,
+    MakeFlag,
+)
 from kdbus_core.bus import Bus
+from kdbus_core.connection import Limits
 from kdbus_core.errors import KdbusError
 from kdbus_core.metadata import Credentials, Process, parse_attach_flags
 from kdbus_core.node import Nodes, check_own_name, is_valid_node_name, may_open
@@ -34,7 +42,8 @@ class Bloom(NamedTuple):
 class Domain:
     """All buses of one domain; `owner` opens its control node, and so does everybody with `access`.
 
-    No connection has a pool of more than `max_pool_size` bytes.
+    No connection has a pool of more than `max_pool_size` bytes.  `limits` and `max_connections_per_user` are
+    for those who connect through a handle; a proxy in this process brings its own along.
     """
 
     def __init__(
@@ -46,6 +55,8 @@ class Domain:
         name: str = "",
         parent: Domain | None = None,
         max_pool_size: int = MAX_POOL_SIZE,
+        max_connections_per_user: int = MAX_CONNECTIONS_PER_USER,
+        limits: Limits = Limits(),  # noqa: B008 - a constant
         owner: Credentials = Credentials(),  # noqa: B008 - a constant
         access: MakeFlag = MakeFlag.ACCESS_WORLD,
     ) -> None:
@@ -55,6 +66,8 @@ class Domain:
         self.owner = owner
         self.access = access
         self.max_pool_size = max_pool_size
+        self.max_connections_per_user = max_connections_per_user
+        self.limits = limits
         self.monotonic = monotonic
         self.realtime = realtime
         self.active = True
@@ -136,6 +149,8 @@ class Domain:
             self.monotonic,
             self.realtime,
             max_pool_size=self.max_pool_size,
+            max_connections_per_user=self.max_connections_per_user,
+            limits=self.limits,
             name=name,
             parent=self,
             owner=process.credentials,

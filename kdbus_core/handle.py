@@ -258,6 +258,8 @@ class Handle:
             description=command.name(ItemType.CONN_DESCRIPTION) or "",
             name=command.name(),
             accesses=self._iterate_accesses(command),
+            limits=bus.domain.limits,
+            max_connections=bus.domain.max_connections_per_user,
         )
         try:
             assert connection.inbox is not None

@@ -10,7 +10,7 @@ A connection can have thousands of matches, so the long tables (matches, subscri
 `max_records` among all of the domain.  Once they are used up a table stops, and its `left_out` says how many
 records are missing.
 
-This module knows the inside of a policy and of matches, because nobody else needs them spelled out again.
+This module knows the inside of matches, because nobody else needs them spelled out again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from kdbus_core.abi import (
     NameFlag,
 )
 from kdbus_core.metadata import Creds, Snapshot, as_snapshot
-from kdbus_core.policy import SEE
 
 if TYPE_CHECKING:
     from kdbus_core.bus import Bus
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from kdbus_core.matches import Entry as MatchEntry
     from kdbus_core.metadata import Credentials, Process
     from kdbus_core.names import NameEntry
-    from kdbus_core.policy import PolicyDatabase
+    from kdbus_core.policy import Access, PolicyDatabase
     from kdbus_core.quota import User
     from kdbus_core.subscriptions import Rule
 
@@ -81,6 +80,7 @@ def _domain(domain: Domain, room: _Room) -> Record:
         "owner": _ids(domain.owner),
         "access": access_word(domain.access),
         "max_pool_size": domain.max_pool_size,
+        "max_connections_per_user": domain.max_connections_per_user,
         "monotonic_ns": domain.monotonic(),
         "buses": [_bus(bus, room) for bus in domain.buses.values()],
         "domains": [_domain(inner, room) for inner in domain.domains.values()],
@@ -115,7 +115,7 @@ def _bus(bus: Bus, room: _Room) -> Record:
         "required_metadata": _attach(bus.required),
         "endpoints": [_endpoint(endpoint) for endpoint in bus.endpoints.values()],
         "policy": _policy(bus.policy),
-        "names": [_name(entry) for entry in bus.names.entries()],
+        "names": [_name(entry) for entry in sorted(bus.names.entries(), key=lambda entry: entry.name)],
         "connections": [_connection(one, accounts, room) for one in bus.connections.values()],
     }
 
@@ -134,20 +134,20 @@ def _endpoint(endpoint: Endpoint) -> Record:
 
 def _policy(database: PolicyDatabase) -> list[Record]:
     """All entries, by name; `holder` is the connection that an entry belongs to, None where it is none's."""
-    tables = [(name, grants) for name, grants in database._names.items()]
-    tables += [(f"{name}.*", grants) for name, grants in database._wildcards.items()]
-    entries: list[Record] = []
-    for name, grants in sorted(tables, key=lambda table: table[0]):
-        accesses = [] if grants.world < SEE else [_access(AccessType.WORLD, None, grants.world)]
-        accesses += [_access(AccessType.USER, uid, level) for uid, level in sorted(grants.users.items())]
-        accesses += [_access(AccessType.GROUP, gid, level) for gid, level in sorted(grants.groups.items())]
-        holder = getattr(database._owners[name], "id", None)
-        entries.append({"name": name, "holder": holder, "accesses": accesses})
-    return entries
+    return [
+        {
+            "name": entry.name,
+            "holder": getattr(owner, "id", None),
+            "accesses": [_access(access) for access in entry.accesses],
+        }
+        for entry, owner in database.entries()
+    ]
 
 
-def _access(type: AccessType, id: int | None, level: int) -> Record:
-    return {"type": _word(type.name), "id": id, "level": _word(AccessLevel(level).name)}
+def _access(access: Access) -> Record:
+    type = AccessType(access.type)
+    id = None if type is AccessType.WORLD else access.id
+    return {"type": _word(type.name), "id": id, "level": _word(AccessLevel(access.level).name)}
 
 
 def _name(entry: NameEntry) -> Record:

@@ -18,7 +18,7 @@ opened, each time anew: an upload takes effect with the next message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from errno import EEXIST, EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,6 +105,14 @@ class _Grants:
                 level = max(level, groups.get(gid, _NOTHING))
         return level
 
+    def accesses(self) -> Iterator[Access]:
+        """The highest level that everybody, a user or a group has; ids in ascending order."""
+        if self.world != _NOTHING:
+            yield Access(_WORLD, 0, self.world)
+        for type, levels in ((_USER, self.users), (_GROUP, self.groups)):
+            for id, level in sorted(levels.items()):
+                yield Access(type, id, level)
+
 
 class PolicyDatabase:
     """Entries of several owners; what a question costs does not depend on how many there are."""
@@ -119,6 +127,13 @@ class PolicyDatabase:
 
     def __len__(self) -> int:
         return len(self._owners)
+
+    def entries(self) -> Iterator[tuple[PolicyEntry, object]]:
+        """All entries by name, each with its owner; of several accesses of the same somebody the highest."""
+        for name, owner in sorted(self._owners.items(), key=lambda owned: owned[0]):
+            is_below = is_wildcard(name)
+            grants = self._wildcards[name.removesuffix(_WILDCARD)] if is_below else self._names[name]
+            yield PolicyEntry(name, tuple(grants.accesses())), owner
 
     def replace(self, owner: object, entries: Sequence[PolicyEntry]) -> None:
         """Make these the entries of `owner`, instead of all it had.

@@ -1,7 +1,8 @@
 """The command line of kdbusctl: verbs, their arguments, and what becomes of what goes wrong.
 
 The exit status is 0 when what was asked for has been done, 1 when the broker refused it or it cannot be had
-(the reason is on standard error), and 2 when the command line was wrong.
+(the reason is on standard error), and 2 when the command line was wrong.  Who reads the output and has seen
+enough is no error to speak of.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from errno import ECONNREFUSED, ECONNRESET, ENOENT, ESHUTDOWN
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
+from kdbus_core import __version__
 from kdbus_core.abi import PAYLOAD_DBUS, AccessLevel
 from kdbus_core.ctl.places import Place, Problem, find_domain
+from kdbus_core.ctl.refusals import explain
+from kdbus_core.ctl.show import printable
 from kdbus_core.daemon.directory import default_directory
 from kdbus_core.domain import Bloom
 from kdbus_core.errors import KdbusError
@@ -40,6 +43,9 @@ _UNTIL_INTERRUPTED = frozenset({"monitor", "make-bus", "make-endpoint"})
 """Verbs that are to be ended, and have done what was asked for then."""
 
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class _Interrupted(Exception):
     """Somebody wants the program to end."""
 
@@ -47,10 +53,12 @@ class _Interrupted(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kdbusctl`; returns the exit status."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:
+        return _fail("standard output is closed")
     if isinstance(sys.stdout, TextIOWrapper):  # not every terminal has every character
         sys.stdout.reconfigure(errors="replace")
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _ENDING:
             signal.signal(number, _interrupt)
         verb: Callable[[argparse.Namespace, Place], None] = options.run
         verb(options, find_domain(options.directory, options.domain))
@@ -59,16 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Problem as problem:
         return _fail(str(problem))
     except KdbusError as error:
-        return _fail(_explain(error))
+        return _fail(explain(error, _subject_of(options)))
     except BrokenPipeError:  # who read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        )
     return 0
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for number in _ENDING:  # once is enough, and the end is near
+        signal.signal(number, signal.SIG_IGN)
     raise _Interrupted
 
 
@@ -77,14 +89,16 @@ def _fail(why: str) -> int:
     return FAILED
 
 
-def _explain(error: KdbusError) -> str:
-    if error.errno == ECONNRESET:
-        return "the broker has gone"
-    if error.errno == ESHUTDOWN:
-        return "the bus has gone"
-    if error.errno in (ECONNREFUSED, ENOENT):
-        return f"nobody serves this domain ({error})"
-    return str(error)
+def _subject_of(options: argparse.Namespace) -> str | None:
+    """Whom or what a verb is about."""
+    for name in ("destination", "subject", "name"):
+        if (subject := getattr(options, name, None)) is not None:
+            return printable(_with_uid(subject))
+    return None
+
+
+def _with_uid(name: str) -> str:
+    return name.replace("{uid}", str(os.geteuid()))
 
 
 # Verbs
@@ -93,7 +107,7 @@ def _explain(error: KdbusError) -> str:
 def _list(options: argparse.Namespace, place: Place) -> None:
     from kdbus_core.ctl.listing import LISTINGS, Chosen, list_records
     from kdbus_core.ctl.show import print_json, print_table
-    from kdbus_core.ctl.state import load_state
+    from kdbus_core.ctl.state import closed_buses, load_state
 
     bus = getattr(options, "bus", None)
     if bus is not None:
@@ -107,6 +121,8 @@ def _list(options: argparse.Namespace, place: Place) -> None:
     print_table(listing.columns, [listing.cells(record) for record in records], sys.stdout)
     if state["is_outline"]:
         print(f"{NAME}: not the owner of the domain, this is what everybody can see", file=sys.stderr)
+        for name in closed_buses(state, bus):
+            print(f"{NAME}: bus {name} does not let us in", file=sys.stderr)
 
 
 def _monitor(options: argparse.Namespace, place: Place) -> None:
@@ -123,7 +139,7 @@ def _make_bus(options: argparse.Namespace, place: Place) -> None:
         raise Problem(f"{unknown[0]!r} is no metadata; there are {', '.join(METADATA)}")
     make_bus(
         place,
-        options.name.replace("{uid}", str(os.geteuid())),
+        _with_uid(options.name),
         sys.stdout,
         access=options.access,
         bloom=Bloom(options.bloom_size, options.bloom_hashes),
@@ -138,7 +154,7 @@ def _make_endpoint(options: argparse.Namespace, place: Place) -> None:
     make_endpoint(
         place,
         options.bus,
-        options.name.replace("{uid}", str(os.geteuid())),
+        _with_uid(options.name),
         sys.stdout,
         access=options.access,
         policy=parse_policy(options.grants),
@@ -179,9 +195,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=NAME,
         description="Look at a kdbus domain, and try things on its buses.",
+        epilog="KDBUS_DIRECTORY in the environment is another default for --directory. Tables end at the "
+        "edge of a terminal; through a pipe they are complete, and JSON says more. The exit status is 1 when "
+        "something was refused or cannot be had, 2 when the command line was wrong.",
         parents=[common],
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def add(
@@ -214,7 +234,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = add(
         "make-endpoint", "make a custom endpoint that is there until this program ends", _make_endpoint
     )
-    words.add_argument("bus", metavar="BUS")
+    words.add_argument("bus", metavar="BUS", help="the bus that it leads to")
     words.add_argument("name", metavar="NAME", help="its name; {uid} stands for our uid")
     _add_access(words)
     for level in AccessLevel:
@@ -225,7 +245,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             default=[],
             type=partial(_grant, level),
             metavar="NAME=WHOM",
-            help="WHOM: world, user:NAME or UID, group:NAME or GID",
+            help="WHOM: world, user:NAME, user:UID, group:NAME, group:GID",
         )
     _add_talk(add("talk", "send a message, and print the reply", _talk))
     options = parser.parse_args(arguments)

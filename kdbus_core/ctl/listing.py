@@ -61,6 +61,7 @@ def _domain_records(state: Record, _: Chosen) -> Rows:
             "owner": domain.get("owner"),
             "access": domain.get("access"),
             "max_pool_size": domain.get("max_pool_size"),
+            "max_connections_per_user": domain.get("max_connections_per_user"),
             "buses": [bus["name"] for bus in domain["buses"]],
         }
 
@@ -118,12 +119,12 @@ def _connection_cells(record: Record) -> Sequence[object]:
         known.get("euid", known.get("uid")),
         known.get("pid"),
         known.get("pid_comm", known.get("tid_comm")),
+        [place["name"] for place in record["names"]],
         queue and _queue_cell(queue),
         pool and f"{size(pool['used'])}/{size(pool['size'])}",
         matches and matches["total"] + record["subscriptions"]["total"],
         record.get("outstanding"),
         record["description"],
-        [place["name"] for place in record["names"]],
     )
 
 
@@ -236,12 +237,12 @@ LISTINGS: dict[str, Listing] = {
             "UID",
             "PID",
             "COMM",
+            "NAMES",
             "QUEUE",
             "POOL",
             "MATCHES",
             "REQUESTS",
             "DESCRIPTION",
-            "NAMES",
         ),
         _connection_cells,
     ),

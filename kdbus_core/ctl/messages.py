@@ -1,16 +1,24 @@
-"""A received message in words: a record with everything, and one line for people."""
+"""A received message in words: a record with everything, and one line for people.
+
+What is a D-Bus message is told as one, with its member and arguments; of any other payload the beginning.
+"""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any, assert_never
 
 from kdbus_core.abi import DST_BROADCAST, PAYLOAD_DBUS, ItemType
+from kdbus_core.ctl.payload import Payload, read_payload
 from kdbus_core.ctl.show import PREVIEW, preview, printable, size
 from kdbus_core.inspection import snapshot_record
 from kdbus_core.transport.client import IdChanged, NameChanged, Received, ReplyDead, ReplyTimeout
 
 Record = dict[str, Any]
+
+_ROOM = 120
+"""Characters of the arguments of a D-Bus message in a line."""
 
 _KINDS = {
     ItemType.NAME_ADD: "name added",
@@ -46,6 +54,13 @@ def message_record(message: Received, *, limit: int | None = None) -> Record:
     if (told := _notification(message)) is not None:
         record["notification"] = told
     else:
+        found = dbus_payload(message)
+        record["dbus"] = found and {
+            "type": found.type,
+            **found.fields,
+            "signature": found.signature,
+            "arguments": found.arguments,
+        }
         record["payload"] = beginning(message, message.payload_size if limit is None else limit).hex()
     return record
 
@@ -83,9 +98,34 @@ def message_line(message: Received) -> str:
     words.append(size(message.payload_size))
     if message.fds:
         words.append(f"{len(message.fds)} fds")
-    if message.payload_size:
+    if (found := dbus_payload(message)) is not None:
+        words.append(dbus_words(found))
+    elif message.payload_size:
         words.append(preview(beginning(message, PREVIEW + 1)))
     return "  ".join(words)
+
+
+def dbus_payload(message: Received) -> Payload | None:
+    """The D-Bus message that a message is, None if it is none."""
+    return read_payload(message.parts) if message.payload_type == PAYLOAD_DBUS else None
+
+
+def dbus_words(payload: Payload) -> str:
+    """Object, member and arguments, these as far as there is room."""
+    fields = payload.fields
+    words = ["error"] if payload.type == "error" else []
+    if "path" in fields:
+        words.append(printable(fields["path"]))
+    names = (fields.get(key) for key in ("interface", "member", "error_name"))
+    words.append(printable(".".join(filter(None, names))) + _argument_words(payload))
+    return " ".join(words)
+
+
+def _argument_words(payload: Payload) -> str:
+    if payload.arguments is None:
+        return f"({printable(payload.signature)} …)"
+    text = ", ".join(json.dumps(argument) for argument in payload.arguments)
+    return f"({text})" if len(text) <= _ROOM else f"({text[:_ROOM]}…)"
 
 
 def _kind(message: Received) -> str:

@@ -6,6 +6,7 @@ Whatever came from others is printed so that it cannot move the cursor or change
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
@@ -15,18 +16,26 @@ PREVIEW = 48
 
 def print_json(value: object, out: TextIO, *, indent: int | None = 2) -> None:
     """Print one JSON document; on one line where `indent` is None."""
-    out.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    out.write(json.dumps(value, indent=indent, allow_nan=False) + "\n")
     out.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
-    """Print rows below their headings, each column as wide as it has to be; nothing is cut off."""
+    """Print rows below their headings, each column as wide as it has to be.
+
+    On a terminal lines end at its edge, as wrapped ones cannot be read; anywhere else nothing is cut off.
+    """
+    room = shutil.get_terminal_size().columns if out.isatty() else None
     cells = [list(columns)] + [[word(value) for value in row] for row in rows]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        out.write(line.rstrip() + "\n")
+        out.write(_fit(line.rstrip(), room) + "\n")
     out.flush()
+
+
+def _fit(line: str, room: int | None) -> str:
+    return line if room is None or len(line) <= room else f"{line[: room - 1]}…"
 
 
 def print_record(record: Mapping[str, object], out: TextIO) -> None:

@@ -44,6 +44,11 @@ def all_domains(state: Record) -> Iterator[tuple[str, Record]]:
         waiting += [(f"{name}/{inner['name']}", inner) for inner in domain["domains"]]
 
 
+def closed_buses(state: Record, bus: str | None) -> list[str]:
+    """The buses of an outline, or that one of them, that did not let us in."""
+    return [one["name"] for one in state["buses"] if one["is_closed"] and bus in (None, one["name"])]
+
+
 def _outline(place: Place) -> Record:
     return {
         "name": place.directory.name if place.name else "",

@@ -1,7 +1,7 @@
 """`kdbusctl talk` and `info`: send somebody a message and see what comes back; ask who somebody is.
 
-A destination is an id, a well-known name, or `*` for everybody (signals only).  The payload is sent as it is
-given, so a service that speaks D-Bus takes only what is one of its messages.
+A destination is an id (`:1.5` is 5), a well-known name, or `*` for everybody (signals only).  The payload is
+sent as it is given, so a service that speaks D-Bus takes only what is one of its messages.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from errno import EPIPE, ETIMEDOUT
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from kdbus_core.abi import ATTACH_ALL, MessageFlag
-from kdbus_core.ctl.messages import message_record
+from kdbus_core.abi import ATTACH_ALL, DST_BROADCAST, MessageFlag
+from kdbus_core.ctl.messages import dbus_payload, dbus_words, message_record
 from kdbus_core.ctl.places import Problem
 from kdbus_core.ctl.show import hex_dump, print_json, print_record, size
 from kdbus_core.ctl.state import describe, describe_connection
 from kdbus_core.errors import KdbusError
 from kdbus_core.inspection import access_word
 from kdbus_core.matches import Filter
+from kdbus_core.names import is_valid_name
 from kdbus_core.transport.client import Connection, Received, open_node
 
 EVERYBODY = "*"
@@ -48,7 +49,9 @@ def talk(node: Path, letter: Letter, out: TextIO, *, as_json: bool, is_raw: bool
                 _print_reply(reply, out, as_json=as_json, is_raw=is_raw)
         else:
             connection.send(
-                letter.payload, destination=_single(letter.destination), payload_type=letter.payload_type
+                letter.payload,
+                destination=parse_subject(letter.destination),
+                payload_type=letter.payload_type,
             )
 
 
@@ -67,7 +70,8 @@ def info(node: Path, subject: str | None, out: TextIO, *, as_json: bool) -> None
                 "creator": describe(creator),
             }
         else:
-            told = connection.info(id=int(subject)) if subject.isdecimal() else connection.info(name=subject)
+            whom = parse_subject(subject)
+            told = connection.info(id=whom) if isinstance(whom, int) else connection.info(name=whom)
             record = describe_connection(told)
             if not as_json:
                 record["names"] = [place["name"] for place in record["names"]]
@@ -83,15 +87,23 @@ def _connect(node: Path) -> Connection:
         return handle.hello(pool_size=_POOL, attach_recv=ATTACH_ALL, description="kdbusctl")
 
 
-def _single(destination: str) -> int | str:
-    return int(destination) if destination.isdecimal() else destination
+def parse_subject(text: str) -> int | str:
+    """Whom somebody means: an id, also as D-Bus writes it (`:1.ID`), or a well-known name; Problem."""
+    number = text.removeprefix(":1.")
+    if number.isascii() and number.isdecimal():
+        if not 0 < int(number) < DST_BROADCAST:
+            raise Problem(f"{number} is no id of a connection")
+        return int(number)
+    if not is_valid_name(text):
+        raise Problem(f"{text!r} is neither an id nor a well-known name")
+    return text
 
 
 def _signal(connection: Connection, letter: Letter) -> None:
     """Send a signal with a filter that contains every mask: whoever matches signals at all gets it."""
     connection.send(
         letter.payload,
-        destination=None if letter.destination == EVERYBODY else _single(letter.destination),
+        destination=None if letter.destination == EVERYBODY else parse_subject(letter.destination),
         flags=MessageFlag.SIGNAL,
         filter=Filter(0, b"\xff" * connection.bloom.size),
         payload_type=letter.payload_type,
@@ -103,7 +115,7 @@ def _call(connection: Connection, letter: Letter) -> Received:
     try:
         return connection.call(
             letter.payload,
-            destination=_single(letter.destination),
+            destination=parse_subject(letter.destination),
             timeout_ns=deadline,
             payload_type=letter.payload_type,
         )
@@ -127,7 +139,9 @@ def _print_reply(reply: Received, out: TextIO, *, as_json: bool, is_raw: bool) -
     fds = f", {len(reply.fds)} fds" if reply.fds else ""
     out.write(f"reply from {reply.sender}: {size(len(payload))}{fds}\n")
     text = payload.decode("utf-8", "replace")
-    if text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text:
+    if (found := dbus_payload(reply)) is not None:
+        out.write(dbus_words(found) + "\n")
+    elif text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text:
         out.write(text + "\n" if text else "")
     else:
         out.writelines(f"{line}\n" for line in hex_dump(payload))

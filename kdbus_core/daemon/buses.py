@@ -42,7 +42,7 @@ class _Provided:
 class ConfiguredBuses:
     """Keeps a domain as the configuration applied last asks for.
 
-    `process` makes the buses; others than its own only if it is privileged.
+    `process` makes the buses; others than its own only if it is privileged (CAP_IPC_OWNER).
     """
 
     def __init__(self, domain: Domain, process: Process) -> None:
@@ -107,7 +107,7 @@ class ConfiguredBuses:
         if (wanted.uid, wanted.gid) == (own.uid, own.gid):
             return self._process
         if not self._process.privileged:
-            why = f"uid {own.uid}, which runs the daemon, may not make a bus for others"
+            why = f"only with CAP_IPC_OWNER a daemon of uid {own.uid} makes buses for others"
             raise ConfigError(file, f"{wanted.key}.owner", why)
         return Process.of(Credentials(uid=wanted.uid, gid=wanted.gid, pid=own.pid))
 

@@ -22,7 +22,13 @@ from typing import NamedTuple, TypeVar
 
 from kdbus_core.abi import (
     MAX_BLOOM_SIZE,
+    MAX_CONNECTIONS_PER_USER,
+    MAX_IN_FLIGHT_FDS,
+    MAX_MATCHES,
+    MAX_NAMES,
+    MAX_OUTSTANDING_REQUESTS,
     MAX_POOL_SIZE,
+    MAX_QUEUED_MESSAGES,
     MIN_BLOOM_SIZE,
     PAGE_SIZE,
     UNSET_ID,
@@ -97,9 +103,18 @@ class BusConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """Limits of the daemon, by the keys that set them; None is what it chooses itself."""
+    """Limits of the daemon, by the keys that set them; None is what it chooses itself.
+
+    Those of a connection: how much it has of something, or how much of one user waits there.
+    """
 
     max_pool_size: int = MAX_POOL_SIZE
+    connections_per_user: int = MAX_CONNECTIONS_PER_USER
+    names_per_connection: int = MAX_NAMES
+    matches_per_connection: int = MAX_MATCHES
+    requests_per_connection: int = MAX_OUTSTANDING_REQUESTS
+    waiting_messages_per_user: int = MAX_QUEUED_MESSAGES
+    waiting_fds_per_user: int = MAX_IN_FLIGHT_FDS
     handles: int | None = None
     handles_per_user: int | None = None
     open_files_per_user: int | None = None

@@ -14,6 +14,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+from kdbus_core.connection import Limits
 from kdbus_core.daemon.buses import ConfiguredBuses
 from kdbus_core.daemon.config import Config, ConfigError, LimitsConfig
 from kdbus_core.domain import Domain
@@ -21,6 +22,8 @@ from kdbus_core.metadata import Process
 from kdbus_core.transport.processes import read_process
 from kdbus_core.transport.server import NodeServer, ServerLimits
 
+SPARE_HANDLES = ServerLimits().handles_per_user - LimitsConfig().connections_per_user
+"""Handles of a user beside those of all the connections it may have."""
 _FIXED = "cannot be changed while the domain is there"
 
 
@@ -35,13 +38,23 @@ def own_process() -> Process:
     return replace(process, credentials=replace(credentials, pidfd=None))
 
 
-def _server_limits(limits: LimitsConfig) -> ServerLimits:
-    chosen = {
-        limit.name: value
-        for limit in fields(ServerLimits)
-        if (value := getattr(limits, limit.name)) is not None
-    }
-    return ServerLimits(**chosen)
+def connection_limits(limits: LimitsConfig) -> Limits:
+    """What each connection may have, and what may wait there."""
+    return Limits(
+        names=limits.names_per_connection,
+        matches=limits.matches_per_connection,
+        outstanding_requests=limits.requests_per_connection,
+        queued_messages=limits.waiting_messages_per_user,
+        in_flight_fds=limits.waiting_fds_per_user,
+    )
+
+
+def server_limits(limits: LimitsConfig) -> ServerLimits:
+    """What the server allows; who may have more connections also has handles for them."""
+    handles_per_user = limits.handles_per_user
+    if handles_per_user is None:
+        handles_per_user = limits.connections_per_user + SPARE_HANDLES
+    return ServerLimits(limits.handles, handles_per_user, limits.open_files_per_user)
 
 
 class Host:
@@ -67,9 +80,11 @@ class Host:
             owner=process.credentials,
             access=config.access,
             max_pool_size=config.limits.max_pool_size,
+            max_connections_per_user=config.limits.connections_per_user,
+            limits=connection_limits(config.limits),
         )
         self._limits = config.limits
-        self._server = NodeServer(self.domain, directory, loop, log, limits=_server_limits(config.limits))
+        self._server = NodeServer(self.domain, directory, loop, log, limits=server_limits(config.limits))
         self._buses = ConfiguredBuses(self.domain, process)
         try:
             self._buses.apply(config)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdbus_core import __version__
 from kdbus_core.daemon.directory import default_directory
 from kdbus_core.daemon.loop import KINDS
 
@@ -29,6 +30,7 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str], uid: int
         epilog="SIGHUP reads the configuration again, SIGTERM and SIGINT end the domain.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     default = default_directory(environ, uid)
     parser.add_argument(
         "--directory",

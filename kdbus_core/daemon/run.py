@@ -60,7 +60,8 @@ def _run(options: Options) -> None:
         try:
             host = Host(options.directory, config, process, loop, log)
         except OSError as error:
-            raise StartError(f"cannot serve {options.directory}: {error}") from error
+            where = error.filename or options.directory  # often what it is about is something in there
+            raise StartError(f"cannot serve {options.directory}: {where}: {error.strerror}") from error
         notifier = Notifier(os.environ)
 
         def reload() -> None:

@@ -35,10 +35,12 @@ class Kdbusd:
         options: Sequence[str] = (),
         home: Path | None = None,
         is_ready: bool = True,
+        wrapper: Sequence[str] = (),
     ) -> None:
         """Start with the text of a configuration; wait until it is ready, unless that is not expected.
 
-        With the `home` of another one, which has to end later, it gets the same directory.
+        With the `home` of another one, which has to end later, it gets the same directory.  A `wrapper` is
+        a command that becomes what it is given, as setpriv does.
         """
         self._owns_home = home is None
         self.home = Path(tempfile.mkdtemp(prefix="kd-")) if home is None else home
@@ -49,7 +51,8 @@ class Kdbusd:
         self._notify.settimeout(PATIENCE)
         notify_path = self.home / f"notify-{os.urandom(4).hex()}"
         self._notify.bind(str(notify_path))
-        words = [sys.executable, "-m", "kdbus_core.daemon", f"--directory={self.directory}", *options]
+        program = [*wrapper, sys.executable, "-m", "kdbus_core.daemon"]
+        words = [*program, f"--directory={self.directory}", *options]
         if config is not None:
             self.config.write_text(config)
             words.append(f"--config={self.config}")

@@ -28,6 +28,8 @@ PATIENCE_SECONDS = 30.0
 
 PACKAGES = {
     "busctl": "systemd",
+    "systemd-analyze": "systemd",
+    "setpriv": "util-linux",
     "gdbus": "libglib2.0-bin",
     "dbus-daemon": "dbus-daemon",
     "dbus-send": "dbus-bin",

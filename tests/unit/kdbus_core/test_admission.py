@@ -24,10 +24,18 @@ KINDS: dict[str, Faked] = {
     "credentials without a uid": Credentials(gid=CLIENT),
     "credentials without any id": Credentials(pid=7),
     "a snapshot with a uid": SNAPSHOT,
-    "a snapshot whose uid is unset": Snapshot(creds=Creds()),
+    "a snapshot with an effective uid alone": Snapshot(creds=Creds(euid=CLIENT, egid=7)),
+    "a snapshot with two uids": Snapshot(creds=Creds(CLIENT, 9, 9, 9)),
+    "a snapshot whose uids are unset": Snapshot(creds=Creds()),
+    "a snapshot with other uids alone": Snapshot(creds=Creds(suid=9, fsuid=9)),
     "a snapshot without ids": Snapshot(seclabel=b"label"),
 }
-WITH_A_UID = {"credentials with a uid", "a snapshot with a uid"}
+WITH_A_UID = {
+    "credentials with a uid",
+    "a snapshot with a uid",
+    "a snapshot with an effective uid alone",
+    "a snapshot with two uids",
+}
 
 
 @pytest.fixture

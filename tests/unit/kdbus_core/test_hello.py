@@ -246,6 +246,8 @@ def test_nobody_connects_to_what_has_gone() -> None:
         (ROOT, FAKED, 3000),
         (ROOT, Snapshot(pids=Pids(77)), 0),
         (ROOT, Snapshot(creds=Creds()), 0),
+        (ROOT, Snapshot(creds=Creds(euid=3000)), 3000),
+        (OWNER, Snapshot(creds=Creds(euid=3000)), 1000),
         (Process(Snapshot(creds=Creds(uid=5, euid=1000))), None, 5),
     ],
 )

@@ -74,12 +74,20 @@ def connection_of(world: World, id: int, **options: int) -> Told:
 
 def test_a_domain_says_whose_it_is_and_what_it_holds() -> None:
     owner = Credentials(uid=7, gid=8)
-    domain = Domain(bytes, lambda: 99, owner=owner, access=MakeFlag.ACCESS_GROUP, max_pool_size=PAGE)
+    domain = Domain(
+        bytes,
+        lambda: 99,
+        owner=owner,
+        access=MakeFlag.ACCESS_GROUP,
+        max_pool_size=PAGE,
+        max_connections_per_user=5,
+    )
     domain.make_domain("inner", ROOT)
     state = inspect(domain)
     assert state["format"] == FORMAT
     assert (state["name"], state["owner"], state["access"]) == ("", {"uid": 7, "gid": 8}, "group")
     assert (state["max_pool_size"], state["monotonic_ns"], state["buses"]) == (PAGE, 99, [])
+    assert state["max_connections_per_user"] == 5
     inner = json.loads(json.dumps(state["domains"]))
     assert [(one["name"], one["access"], one["domains"]) for one in inner] == [("inner", "owner", [])]
 

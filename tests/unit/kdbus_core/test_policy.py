@@ -39,6 +39,29 @@ def levels(policy: PolicyDatabase, *names: str) -> list[int | None]:
     return [policy.level(ANYBODY, name) for name in names]
 
 
+# What is in it
+
+
+def test_all_entries_are_told_by_name_with_whose_they_are() -> None:
+    policy = database(open_to_all("com.b"), open_to_all("com.a.*", TALK))
+    policy.replace("other", [entry("com.a"), entry("com.b.*", (GROUP, 5, SEE))])
+    assert list(policy.entries()) == [
+        (entry("com.a"), "other"),
+        (open_to_all("com.a.*", TALK), "somebody"),
+        (open_to_all("com.b"), "somebody"),
+        (entry("com.b.*", (GROUP, 5, SEE)), "other"),
+    ]
+    policy.remove("somebody")
+    assert [found.name for found, _ in policy.entries()] == ["com.a", "com.b.*"]
+
+
+def test_of_several_accesses_of_the_same_the_highest_is_told() -> None:
+    of_users = [(USER, 7, SEE), (USER, 3, OWN), (USER, 7, TALK)]
+    given = [(GROUP, 9, TALK), *of_users, (WORLD, 5, SEE), (GROUP, 9, SEE)]
+    ((found, _),) = database(entry("com.a", *given)).entries()
+    assert found == entry("com.a", (WORLD, 0, SEE), (USER, 3, OWN), (USER, 7, TALK), (GROUP, 9, TALK))
+
+
 # Names
 
 

@@ -44,6 +44,28 @@ def test_json_is_one_document_or_one_line() -> None:
     assert out.getvalue() == '{"a": [1]}\n'
 
 
+def test_json_has_nothing_in_it_that_a_terminal_would_obey() -> None:
+    out = io.StringIO()
+    print_json({"comm": "\x9b31mcaf\xe9\u202e"}, out, indent=None)
+    assert out.getvalue().isascii()
+    assert json.loads(out.getvalue()) == {"comm": "\x9b31mcaf\xe9\u202e"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_lines_end_at_its_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    rows = [("a" * 8, "b"), ("c", "d" * 50)]
+    out, anywhere = Terminal(), io.StringIO()
+    print_table(("ONE", "TWO"), rows, out)
+    assert out.getvalue().splitlines() == ["ONE       T…", "aaaaaaaa  b", "c         d…"]
+    print_table(("ONE", "TWO"), rows, anywhere)
+    assert anywhere.getvalue().splitlines()[2].endswith("d" * 50)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,11 @@ def test_an_endpoint_has_access_and_policy_of_its_own() -> None:
 
 
 def test_the_domain_has_access_and_limits() -> None:
-    limits = "max_pool_size = 8192\nhandles = 9\nhandles_per_user = 8\nopen_files_per_user = 7"
+    names = [limit.name for limit in fields(LimitsConfig)]
+    values = [8192, *range(2, 1 + len(names))]
+    limits = "\n".join(f"{name} = {value}" for name, value in zip(names, values, strict=True))
     config = parse(f'access = "owner"\n[limits]\n{limits}')
-    assert (config.access, config.limits) == (MakeFlag(0), LimitsConfig(8192, 9, 8, 7))
+    assert (config.access, config.limits) == (MakeFlag(0), LimitsConfig(*values))
 
 
 def test_where_something_stands_does_not_make_it_another_thing() -> None:
@@ -262,5 +265,5 @@ def test_what_the_delivered_file_has_commented_out_can_be_read_too() -> None:
     (bus,) = config.buses
     assert bus.policy
     assert bus.endpoints[0].policy
-    assert None not in (config.limits.handles, config.limits.open_files_per_user)
-    assert config.limits.max_pool_size != MAX_POOL_SIZE
+    # What it says of limits is what holds without it, where the machine allows that.
+    assert config.limits == LimitsConfig(handles=65536, handles_per_user=1088, open_files_per_user=16384)

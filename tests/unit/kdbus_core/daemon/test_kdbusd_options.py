@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import busproxy
+import kdbus_core
 from kdbus_core.daemon.directory import default_directory
 from kdbus_core.daemon.options import Options, parse_options
 
+REPOSITORY = Path(__file__).resolve().parents[4]
 RUNTIME = {"XDG_RUNTIME_DIR": "/run/user/7"}
 
 
@@ -61,3 +65,12 @@ def test_no_directory_at_all_is_a_wrong_command_line(capsys: pytest.CaptureFixtu
         parse_options([], {}, 7)
     assert ended.value.code == 2
     assert "no --directory given" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_options(["--version"], {}, 0)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"kdbusd {kdbus_core.__version__}\n"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert kdbus_core.__version__ == busproxy.__version__ == project["version"]
