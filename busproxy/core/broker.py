@@ -31,7 +31,9 @@ T = TypeVar("T")
 
 POOL_SIZE = 16 * 1024 * 1024
 
-_ENDED = frozenset({ECONNRESET, ESHUTDOWN})
+ENDED = frozenset({ECONNRESET, ESHUTDOWN})
+"""What a command is refused with when its connection, or the whole broker, has gone."""
+
 _NO_NODE = frozenset({ENOENT, ECONNREFUSED})
 
 
@@ -65,7 +67,7 @@ class Broker:
         try:
             return command(*args, **kwargs)
         except KdbusError as error:
-            if error.errno in _ENDED and not self._is_there():
+            if error.errno in ENDED and not self._is_there():
                 self._lose(error)
             raise
 
@@ -85,9 +87,9 @@ class Broker:
                 self.path, flags=flags, description=description, name=name, accesses=accesses, faked=faked
             )
         except KdbusError as error:
-            if error.errno in _NO_NODE or (error.errno in _ENDED and not self._is_there()):
+            if error.errno in _NO_NODE or (error.errno in ENDED and not self._is_there()):
                 self._lose(error)
-            if error.errno in _ENDED:  # the door was shut before anything was said
+            if error.errno in ENDED:  # the door was shut before anything was said
                 raise KdbusError(EMFILE, error.why) from error
             raise
 
@@ -114,7 +116,7 @@ class Broker:
         try:
             self.watcher.info(self.watcher.id, attach=0)
         except KdbusError as error:
-            return error.errno not in _ENDED
+            return error.errno not in ENDED
         return True
 
     def _lose(self, error: KdbusError) -> NoReturn:

@@ -4,6 +4,10 @@ Each of our connections has a queue of its own, but there is one order of everyt
 and clients are to see that.  Every message and notification carries its number in it (TIMESTAMP).  So all
 queues are read before anything that was in them is told, and it is told by these numbers.
 
+What is read is not anybody's yet to whom it could be charged, and clients have to be sent one large message
+before there is room for the next.  So no queue is read further, for now, than a number of messages, of bytes
+or of descriptors, and payload in sealed memory stays in it; the rest waits at the broker.
+
 Reading takes time, in which more comes.  What has a number up to N is known to be complete when all queues
 were read once more after N was seen; what is above waits for the next time (`is_behind`).  A message without
 a number, because its sender does not grant it, comes right after what its own queue gave before.
@@ -13,15 +17,19 @@ The intake owns its epoll set.  Links and what they give belong to whoever added
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
-from errno import EBADMSG, ECONNRESET
+from errno import EBADMSG, ECONNRESET, EMFILE
 from typing import TYPE_CHECKING
 
 from busproxy.core.links import Link, Role
 from kdbus_core.errors import KdbusError
-from kdbus_core.message import DstName, Fds, Message, MessageItem, Vec
+from kdbus_core.message import DstName, Fds, Memfd, Message, MessageItem, Vec, Zeros
+from kdbus_core.transport.client import SealedMemory
 from kdbus_core.transport.files import OpenFile
 
 if TYPE_CHECKING:
@@ -33,6 +41,12 @@ _NOTHING = 0  # hang-ups and errors are reported all the same
 
 MAX_AT_ONCE = 512
 """Messages read from one connection before the others have their turn."""
+
+MAX_FDS_AT_ONCE = 16
+"""Descriptors, those of sealed memory among them, after which a connection is read no further for now."""
+
+MAX_BYTES_AT_ONCE = 1024 * 1024
+"""Bytes of payload after which a connection is read no further for now."""
 
 _NEVER = 1 << 64
 
@@ -62,6 +76,8 @@ class Intake:
         self._lifeline = -1
         self._held: list[Arrival] = []
         self._ready: deque[Arrival] = deque()
+        self._awake: dict[Link, None] = {}
+        self._is_cut = False  # there is more in a queue than was read of it
         self.lost = 0  # how many messages and notifications found no room in a pool
         self.is_blind = False  # some of them were the watcher's
 
@@ -75,6 +91,7 @@ class Intake:
             arrival.drop()
         self._ready.clear()
         self._held.clear()
+        self._awake.clear()
         self._links.clear()
         self._epoll.close()
 
@@ -93,6 +110,7 @@ class Intake:
         if self._links.pop(fd, None) is None:
             return
         self._epoll.unregister(fd)
+        self._awake.pop(link, None)
         for arrival in self._ready:
             if arrival.link is link:
                 arrival.drop()
@@ -104,12 +122,19 @@ class Intake:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something was read that cannot be told before there was another reading."""
-        return bool(self._held)
+        """Whether there is more to tell, for which there has to be another reading first."""
+        return bool(self._held) or self._is_cut
 
     def take(self) -> Arrival | None:
         """The next of what may be told."""
         return self._ready.popleft() if self._ready else None
+
+    def take_awake(self) -> Link | None:
+        """The next activator that something was sent to."""
+        for link in self._awake:
+            del self._awake[link]
+            return link
+        return None
 
     def wait(self, seconds: float) -> bool:
         """Wait until there is something to read; False when there was not."""
@@ -118,11 +143,13 @@ class Intake:
     def read(self) -> None:
         """Read all queues; raises KdbusError, ECONNRESET or ESHUTDOWN when the broker has gone."""
         bound = self._pass()
+        self._is_cut = bound != _NEVER
         if not self._held:
             return
         complete = max(arrival.sequence for arrival in self._held)
-        bound = min(bound, self._pass())
-        bound = min(bound, complete)
+        following = self._pass()
+        self._is_cut = following != _NEVER
+        bound = min(bound, following, complete)
         self._held.sort(key=_in_order)
         count = 0
         while count < len(self._held) and self._held[count].sequence <= bound:
@@ -133,34 +160,40 @@ class Intake:
     def _pass(self) -> int:
         """Read everything once; returns up to which number that is all there was."""
         bound = _NEVER
-        for fd, event in self._epoll.poll(0):
+        for fd, event in self._epoll.poll(0, len(self._links) + 1):
             link = self._links.get(fd)
             if link is None:
                 if fd == self._lifeline and event:
                     raise KdbusError(ECONNRESET, "the broker has closed the connection")
             elif link.role is Role.ACTIVATOR:
-                if link.on_ready is not None:
-                    link.on_ready()
+                self._awake[link] = None
             elif not self._empty(link):
                 bound = min(bound, link.last)
         return bound
 
     def _empty(self, link: Link) -> bool:
-        """Read one queue; False when there is still more in it."""
+        """Read one queue; False when there may be more in it."""
         remote = link.remote
         lost = remote.lost
+        size = fds = 0
         try:
             for _ in range(MAX_AT_ONCE):
                 try:
                     received = remote.receive()
                 except KdbusError as error:
-                    if error.errno != EBADMSG:
+                    if error.errno == EBADMSG:
+                        self.lost += 1  # it has gone all the same
+                        continue
+                    if link.role is Role.WATCHER:
                         raise
-                    self.lost += 1  # it has gone all the same
-                    continue
+                    self._give_up(link)
+                    return True
                 if received is None:
                     return True
-                self._take(link, received)
+                size += received.payload_size
+                fds += self._take(link, received)
+                if fds >= MAX_FDS_AT_ONCE or size >= MAX_BYTES_AT_ONCE:
+                    break
             return False
         finally:
             if remote.lost != lost:
@@ -168,12 +201,27 @@ class Intake:
                 if link.role is Role.WATCHER:
                     self.is_blind = True
 
-    def _take(self, link: Link, received: Received) -> None:
-        try:
-            with received:
-                self._held.append(self._arrival(link, received))
-        except KdbusError:  # its payload cannot be looked at
-            self.lost += 1
+    def _give_up(self, link: Link) -> None:
+        """Nothing can be received there any more; that it has ended is what the watcher will be told."""
+        fd = link.remote.fileno()
+        del self._links[fd]
+        self._epoll.unregister(fd)
+        with suppress(OSError), socket.socket(fileno=os.dup(link.remote.socket_fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+    def _take(self, link: Link, received: Received) -> int:
+        """Take over what was read; how many descriptors came with it."""
+        with received:
+            try:
+                arrival = self._arrival(link, received)
+            except KdbusError:  # it cannot be made sense of
+                self.lost += 1
+                return 0
+        self._held.append(arrival)
+        content = arrival.content
+        if not isinstance(content, Message):
+            return 0
+        return content.fd_count + sum(isinstance(part, Memfd) for part in content.parts)
 
     def _arrival(self, link: Link, received: Received) -> Arrival:
         stamp = received.metadata.timestamp
@@ -194,11 +242,18 @@ def _in_order(arrival: Arrival) -> tuple[int, bool, bool]:
 def copy_message(received: Received) -> Message:
     """A received message as it was sent, on its own: nothing in it refers to the pool.  EBADMSG.
 
-    The descriptors are the message's from now on.
+    The descriptors are the message's from now on.  Without one for its payload it has none, which is no
+    message for anybody; but whoever waits for an answer can be told.
     """
     items: list[MessageItem] = []
-    for part in received.parts:
-        items.append(Vec(bytes(part)))
+    try:
+        for piece in received.pieces:
+            items.append(_copy_piece(piece))
+    except KdbusError:
+        for item in items:
+            if isinstance(item, Memfd):
+                item.file.close()
+        items.clear()
     if received.dst_name is not None:
         items.append(DstName(received.dst_name))
     filter = received.filter
@@ -216,6 +271,19 @@ def copy_message(received: Received) -> Message:
         timeout_ns=received.timeout_ns,
         cookie_reply=received.cookie_reply,
     )
+
+
+def _copy_piece(piece: memoryview | SealedMemory | Zeros) -> Vec | Zeros | Memfd:
+    match piece:
+        case SealedMemory(fd, start, size):
+            try:
+                return Memfd(start, size, OpenFile(os.dup(fd)))
+            except OSError as error:
+                raise KdbusError(EMFILE, f"no descriptor for a payload: {error.strerror}") from error
+        case Zeros():
+            return piece
+        case _:
+            return Vec(bytes(piece))
 
 
 __all__ = ["Arrival", "Intake", "copy_message"]

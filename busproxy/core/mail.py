@@ -8,6 +8,9 @@ monitoring connection sees everything; of that only what strangers send each oth
 What was sent to a name that nobody owned waits at the broker and comes with the name.  It is older than the
 news that the name has a new owner, who is to hear of that first; so it is kept until then.
 
+A message of one of our clients that comes back to another one was sent to a name which was somebody else's
+then.  It has not been told here; its request goes on as one between two clients of ours.
+
 Requests in either direction are known here as open requests of the bus, the ones that strangers make of our
 clients so that the answers find their way, and those of our clients so that they have one outcome.
 """
@@ -16,13 +19,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from errno import ENXIO
 from typing import TYPE_CHECKING, cast
 
 from busproxy.core.links import Link, Role
-from busproxy.core.outgoing import send_message
-from busproxy.core.refusal import build_refusal
+from busproxy.core.outgoing import FOREVER_NS, send_message
+from busproxy.core.refusal import build_no_reply, build_refusal
 from kdbus_core.abi import DST_BROADCAST
 from kdbus_core.errors import KdbusError
 from kdbus_core.message import Message
@@ -44,6 +48,7 @@ class Letter:
     message: Message
     receiver: Connection | None = None
     is_overheard: bool = False
+    was_shown: bool = False  # to those who listen in, when it was sent
 
 
 class Mail:
@@ -56,12 +61,14 @@ class Mail:
         self._early: list[Arrival] = []
         self._last_broadcast = 0
         self._copies: dict[tuple[int, int], list[Link]] = {}
+        # Requests that have ended with a stranger; the broker will say so of each.
+        self._orphans: Counter[tuple[Link, int]] = Counter()
 
     def on_message(self, arrival: Arrival, message: Message) -> None:
         """Something was sent: take it, or let go of it."""
         bus, link = self._bus, arrival.link
         known = bus.connections.get(arrival.sender)
-        if known is not None and known.sink is not None:
+        if known is not None and known.sink is not None and not _has_crossed(link, message):
             message.release()  # one of ours
         elif message.dst_id == DST_BROADCAST:
             if self._is_first_copy(arrival, message):
@@ -91,8 +98,9 @@ class Mail:
         ]
         if came:
             self._early = [arrival for arrival in self._early if all(arrival is not one for one, _ in came)]
+            was_handed_over = change.old is not None and change.old.is_activator
             for arrival, message in came:
-                self._post(arrival, message)
+                self._post(arrival, message, was_shown=was_handed_over)
 
     def on_quiet(self) -> None:
         """Everything that there was has been told."""
@@ -108,6 +116,8 @@ class Mail:
             if arrival.link is link:
                 arrival.drop()
         self._early = [arrival for arrival in self._early if arrival.link is not link]
+        for key in [key for key in self._orphans if key[0] is link]:
+            del self._orphans[key]
 
     def close(self) -> None:
         """Let go of everything."""
@@ -124,8 +134,8 @@ class Mail:
     def _is_first_copy(self, arrival: Arrival, message: Message) -> bool:
         """Whether this is not yet another connection's copy of a signal that was told."""
         if arrival.is_numbered:
-            is_first = arrival.sequence != self._last_broadcast
-            self._last_broadcast = arrival.sequence
+            is_first = arrival.sequence > self._last_broadcast
+            self._last_broadcast = max(arrival.sequence, self._last_broadcast)
             return is_first
         # Of one sender and cookie every connection that gets any has as many as were sent.
         copies = self._copies.setdefault((arrival.sender, message.cookie), [])
@@ -135,7 +145,7 @@ class Mail:
 
     # One by one
 
-    def _post(self, arrival: Arrival, message: Message) -> None:
+    def _post(self, arrival: Arrival, message: Message, *, was_shown: bool = False) -> None:
         bus, receiver = self._bus, arrival.link.local
         if receiver is None or not receiver.active:
             if message.expects_reply:
@@ -143,22 +153,80 @@ class Mail:
             message.release()
             return
         sender = bus.news.stranger(arrival.sender)
-        if message.expects_reply:
+        if message.expects_reply and sender.sink is not None:
+            self._take_home(arrival, sender, receiver, message)
+        elif message.expects_reply and sender.active:
             bus.expire_replies(time.monotonic_ns())
-            bus.replies.track(sender, receiver, message.cookie, message.timeout_ns).on_dequeued()
+            bus.replies.track(
+                sender, receiver, message.cookie, message.timeout_ns, name_id=self._name_id(message)
+            ).on_dequeued()
         elif message.cookie_reply:
             answered = _find_request(receiver, message.cookie_reply, sender)
             if answered is not None:
                 bus.replies.close(answered)
-        self._report(arrival, Letter(sender, message, receiver))
+        self._report(
+            arrival, Letter(sender, message, receiver, was_shown=was_shown or sender.sink is not None)
+        )
+
+    def _name_id(self, message: Message) -> int:
+        entry = None if message.dst_name is None else self._bus.names.entry(message.dst_name)
+        return 0 if entry is None else entry.name_id
+
+    def renounce(self, link: Link, replier: Connection) -> None:
+        """A client that goes answers the requests that would go back to its names' activators, with an error.
+
+        The broker gives those back with the name, though nobody has them there to answer; who waits would not
+        even learn that the client has gone.
+        """
+        name_ids = {mine.entry.name_id for mine in replier.names.values() if mine.entry.activator is not None}
+        if not name_ids:
+            return
+        for requester, window in replier.duties.items():
+            if requester.sink is not None:
+                continue
+            for tracker in [tracker for tracker in window.tracked() if tracker.name_id in name_ids]:
+                self._bus.replies.close(tracker)
+                refusal = build_no_reply(tracker.cookie, requester.id)
+                try:
+                    send_message(link.remote, refusal)
+                except KdbusError as error:
+                    self._log.debug("connection %d does not learn of it: %s", requester.id, error)
+
+    def _take_home(
+        self, arrival: Arrival, sender: Connection, receiver: Connection, request: Message
+    ) -> None:
+        """A request of one of our clients has reached another one: it is the broker's business no more."""
+        replies, cookie = self._bus.replies, request.cookie
+        tracker = _find_request(sender, cookie)
+        if tracker is not None:
+            replies.close(tracker)
+            is_endless = request.timeout_ns > time.monotonic_ns() + FOREVER_NS // 2
+            replies.open(replies.window(sender, receiver), cookie, 0 if is_endless else request.timeout_ns)
+        done = Message((), dst_id=sender.id, cookie=cookie, cookie_reply=cookie)
+        try:
+            send_message(arrival.link.remote, done)  # which is dropped when it comes to its sender
+        except KdbusError as error:
+            self._log.debug("request %d of connection %d stays open: %s", cookie, sender.id, error)
+
+    def on_stranger_gone(self, stranger: Connection) -> None:
+        """The requests that it has not answered end with it."""
+        for requester, window in stranger.duties.items():
+            link = self._bus.links.get(requester)
+            if link is not None:
+                for tracker in window.tracked():
+                    self._orphans[link, tracker.cookie] += 1
 
     def on_request_lost(self, link: Link, cookie: int, kind: type[ReplyDead | ReplyTimeout]) -> None:
         """The broker says that a client's request gets no answer."""
         requester = link.local
         if requester is None or link.role is not Role.CLIENT:
             return
+        if kind is ReplyDead and (orphans := self._orphans.pop((link, cookie), 0)):
+            if orphans > 1:
+                self._orphans[link, cookie] = orphans - 1
+            return  # the client knows: whom it asked was said to have gone
         tracker = _find_request(requester, cookie)
-        if tracker is not None:  # else the client knows: whom it asked was said to have gone
+        if tracker is not None:
             self._bus.replies.close(tracker)
             self._bus.order.report(kind(requester, cookie))
 
@@ -182,7 +250,7 @@ class Mail:
             if bus.gateway is not None:
                 bus.gateway.on_broadcast(sender, message)
             return
-        if bus.gateway is not None and bus.subscriptions.has_listeners:
+        if bus.gateway is not None and bus.subscriptions.has_listeners and not letter.was_shown:
             bus.gateway.on_unicast(sender, message, receiver)
         if letter.is_overheard or not receiver.active or receiver.sink is None:
             return
@@ -207,10 +275,20 @@ class Mail:
 
     def _answer(self, sender: Connection, receiver: Connection, request: Message, error: KdbusError) -> None:
         """Who waits for a reply gets one."""
+        if sender.sink is not None:
+            if self._bus.replies.is_open(sender, receiver, request.cookie):
+                self._bus.replies.take(sender, receiver, request.cookie)
+                self._bus.order.report(ReplyDead(sender, request.cookie))
+            return
         try:
             self._bus.send(receiver, build_refusal(request, sender.id, receiver.id, error))
         except KdbusError as refusal:
             self._log.debug("connection %d does not learn of it: %s", sender.id, refusal)
+
+
+def _has_crossed(link: Link, message: Message) -> bool:
+    """Whether a message of one of ours has come to another one, and is not just to be seen again."""
+    return link.role is Role.CLIENT and message.dst_id != DST_BROADCAST and not message.cookie_reply
 
 
 def _find_request(requester: Connection, cookie: int, replier: Connection | None = None) -> Tracker | None:

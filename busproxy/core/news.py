@@ -24,6 +24,7 @@ from busproxy.core.links import Link, Role
 from busproxy.core.mirror import Place
 from kdbus_core.abi import MATCH_ANY, HelloFlag, ItemType, ListFlag
 from kdbus_core.connection import Connection, Limits
+from kdbus_core.errors import KdbusError
 from kdbus_core.matches import IdNotice, MatchRule, NameNotice
 from kdbus_core.message import Message
 from kdbus_core.metadata import Credentials, Process
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Seconds after which the broker should have told what it has done."""
+
+MAX_ROUNDS = 64
+"""Readings after which a command does not wait any longer for the end of what others send."""
+
+MAX_LOOKS = 8
+"""How often the queue of a name is looked at that has moved meanwhile."""
 
 _EVERYTHING = ListFlag.UNIQUE | ListFlag.NAMES | ListFlag.ACTIVATORS | ListFlag.QUEUED
 _KINDS = int(HelloFlag.ACCEPT_FD | HelloFlag.ACTIVATOR | HelloFlag.POLICY_HOLDER | HelloFlag.MONITOR)
@@ -70,7 +77,7 @@ class News:
             self._broker.ask(self._watcher.remote.match_add, cookie, [rule])
         for name, places in self._look()[0].items():
             self._bus.names.load(name, places)
-        self.drain()
+        self.catch_up()
 
     def close(self) -> None:
         """Read no more."""
@@ -79,16 +86,37 @@ class News:
     # Reading
 
     def drain(self) -> None:
-        """Tell everything that has happened so far."""
+        """Tell what has happened so far, and have the rest of it told soon if that is much."""
+        if not self._drain():
+            self.schedule()
+
+    def catch_up(self) -> None:
+        """Tell everything that has happened so far: a command has, and is not to return before."""
+        for _ in range(MAX_ROUNDS):
+            if self._drain():
+                return
+        self.schedule()
+
+    def _drain(self) -> bool:
+        """Read once, and tell what may be told; False when there is more."""
         if self._broker.gone:
-            return
+            return True
         self._broker.ask(self.intake.read)
         while (arrival := self.intake.take()) is not None:
-            self._apply(arrival)
+            try:
+                self._apply(arrival)
+            except Exception:  # a bug must cost a piece of news, never those behind it
+                self._log.exception("internal error with what the broker has told")
         if self.intake.is_behind:
-            self.schedule()
-            return
+            return False
+        self._on_quiet()
+        return True
+
+    def _on_quiet(self) -> None:
         self._bus.mail.on_quiet()
+        while (link := self.intake.take_awake()) is not None:
+            if link.on_ready is not None:
+                link.on_ready()
         if self.intake.lost:
             self._bus.mail.lost += self.intake.lost
             self._log.debug("%d messages of the bus found no room", self.intake.lost)
@@ -126,7 +154,7 @@ class News:
         link.local = connection
         self._joining[link.id] = connection
         self.intake.add(link)
-        self.drain()
+        self.catch_up()
         if self._joining.pop(link.id, None) is not None:  # the news was lost
             self._adopt(connection)
 
@@ -205,6 +233,7 @@ class News:
         if connection is self._retiring:
             self._on_retired(connection)
             return
+        self._bus.mail.on_stranger_gone(connection)
         if connection in self.strangers:
             del self.strangers[connection]
             if not self.strangers:
@@ -213,7 +242,8 @@ class News:
         self._bus.end(connection)
         if link is not None:  # somebody else has ended it
             self.part(link)
-            self._bus.on_lost(connection)
+            if connection.sink is not None:
+                self._bus.on_lost(connection)
 
     def _add_stranger(self, id: int, flags: int) -> Connection:
         stranger = self._make_stranger(id, flags)
@@ -250,11 +280,18 @@ class News:
                 connection = self._make_stranger(id, 0)
                 connection.active = False
         if connection.user is self._unknown_user and connection.active:
-            user = self._bus.domain.user(self._bus.ask_about(connection).credentials.uid)
+            user = self._bus.domain.user(self._uid_of(connection))
             user.connections += 1
             self._unknown_user.connections -= 1
             connection.user = user
         return connection
+
+    def _uid_of(self, stranger: Connection) -> int | None:
+        try:
+            return self._bus.ask_about(stranger).credentials.uid
+        except KdbusError as error:
+            self._log.debug("connection %d is charged to nobody: %s", stranger.id, error)
+            return None
 
     # Names
 
@@ -287,15 +324,21 @@ class News:
         self._bus.mail.on_name_change(change)
 
     def refresh(self, name: str) -> None:
-        """Find out which strangers wait for a name."""
-        self.drain()
-        places = self._look()[0].get(name, [])
+        """Find out which strangers wait for a name; nothing, if it does not stay with its owner meanwhile."""
+        for _ in range(MAX_LOOKS):
+            places = self._look()[0].get(name, [])
+            self.catch_up()
+            holder = next((place.connection for place in places if place.flags & PRIMARY), None)
+            if holder is not None and holder is self._bus.names.owner(name):
+                self._take_queue(name, places)
+                return
+
+    def _take_queue(self, name: str, places: list[Place]) -> None:
         waiting = [place.connection for place in places if place.flags & (IN_QUEUE | ACTIVATOR) == IN_QUEUE]
         order: list[int] = []
         if len(waiting) > 1 and not self.strangers.keys().isdisjoint(waiting):
             order = self._broker.queue(name)
-        if any(place.flags & PRIMARY for place in places):
-            self._bus.names.refresh(name, places, order)
+        self._bus.names.refresh(name, places, order)
 
     # All of it
 

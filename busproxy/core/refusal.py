@@ -33,14 +33,24 @@ def build_refusal(request: Message, sender: int, receiver: int, error: KdbusErro
         receiver=f"{_PREFIX}{receiver}",
     )
     name, text = send_error(error, refused)
+    return _build(sender, request.cookie, name, text)
+
+
+def build_no_reply(cookie: int, requester: int) -> Message:
+    """What a client that goes answers to a request of `requester`."""
+    text = "Message recipient disconnected from message bus without replying"
+    return _build(requester, cookie, "org.freedesktop.DBus.Error.NoReply", text)
+
+
+def _build(requester: int, reply_cookie: int, name: str, text: str) -> Message:
     parts = build_gvariant(
         MessageType.ERROR,
         _COOKIE,
         flags=NO_REPLY_EXPECTED,
         error_name=name,
-        destination=f"{_PREFIX}{sender}",
-        reply_cookie=request.cookie,
+        destination=f"{_PREFIX}{requester}",
+        reply_cookie=reply_cookie,
         signature="s",
         body=encode("s", (text,)),
     )
-    return Message([Vec(b"".join(parts))], dst_id=sender, cookie=_COOKIE, cookie_reply=request.cookie)
+    return Message([Vec(b"".join(parts))], dst_id=requester, cookie=_COOKIE, cookie_reply=reply_cookie)

@@ -26,13 +26,14 @@ from errno import E2BIG, EADDRINUSE, EAGAIN, EBADSLT, EEXIST, EMFILE, ENXIO, EOP
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from busproxy.core.broker import Broker
+from busproxy.core.broker import ENDED, Broker
 from busproxy.core.links import Link, Role
 from busproxy.core.mail import Letter, Mail
 from busproxy.core.mirror import NameMirror
 from busproxy.core.news import News
 from busproxy.core.outgoing import send_message
 from busproxy.match_entries import own_signal_entries, rule_entries
+from busproxy.router import peer_of
 from kdbus_core.abi import DST_BROADCAST, MAX_CONNECTIONS_PER_USER, HelloFlag, MakeFlag, NameFlag, ReceiveFlag
 from kdbus_core.bus import Bus
 from kdbus_core.connection import Connection, Limits, Sink
@@ -96,6 +97,7 @@ class RemoteBus(Bus):
 
     def __init__(self, path: Path, log: logging.Logger) -> None:
         own = Credentials(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+        self._log = log
         self._broker = Broker(path, own, log)
         watcher = self._broker.watcher
         super().__init__(
@@ -170,8 +172,9 @@ class RemoteBus(Bus):
     ) -> Connection:
         """Make the connection of a client, or with ACTIVATOR one that offers a service; see `Bus.hello`.
 
-        Pools are the broker's business.  Where somebody else offers a service already, ours is unknown to the
-        broker; what our own clients send to it starts the service all the same.
+        Pools are the broker's business.  Where somebody else offers a service already, or the broker takes no
+        more connections, ours is unknown to it; what our own clients send to it starts the service all the
+        same.
         """
         self._check_active()
         user = account or self.domain.user(process.real_uid)
@@ -193,7 +196,9 @@ class RemoteBus(Bus):
                 for rules in own_signal_entries(link.id):
                     self._broker.ask(remote.match_add, _OWN_SIGNALS, rules)
         except KdbusError as error:
-            if role is Role.CLIENT or error.errno != EEXIST:
+            if role is Role.ACTIVATOR and error.errno == EMFILE:
+                self._log.warning("strangers cannot start %s: %s", name, error)
+            elif role is Role.CLIENT or error.errno != EEXIST:
                 if link is not None:
                     link.close()
                 user.settle()
@@ -233,6 +238,7 @@ class RemoteBus(Bus):
             if self._broker.gone:
                 self.news.part(link)
             else:
+                self.mail.renounce(link, connection)
                 self.news.leave(link, connection)
         self.end(connection)  # if the broker has not told
         self._review_monitor()
@@ -245,7 +251,9 @@ class RemoteBus(Bus):
         """Turn a client into a monitor; see `Bus.become_monitor`.  Its connection to the broker ends."""
         self._check_ordinary(connection)
         self._broker.check()
-        self.news.retire(self.links.pop(connection), connection)
+        link = self.links.pop(connection)
+        self.mail.renounce(link, connection)
+        self.news.retire(link, connection)
         for cookie, rule in enumerate(rules):
             self.subscriptions.add(connection, cookie, rule)
             self._on_subscription_change(connection, rule)
@@ -262,7 +270,11 @@ class RemoteBus(Bus):
         wanted = self.subscriptions.has_listeners and not self._broker.gone
         if wanted and self._monitor is None:
             flags = HelloFlag.MONITOR | HelloFlag.ACCEPT_FD
-            remote = self._broker.connect(flags=flags, description="busproxy-monitor")
+            try:
+                remote = self._broker.connect(flags=flags, description="busproxy-monitor")
+            except KdbusError as error:  # perhaps there will be room when this is asked the next time
+                self._log.warning("what others send each other is not seen: %s", error)
+                return
             self._monitor = Link(Role.MONITOR, remote)
             self.news.intake.add(self._monitor)
         elif not wanted and self._monitor is not None:
@@ -312,26 +324,31 @@ class RemoteBus(Bus):
         try:
             result = int(self._broker.ask(self._remote(connection).name_acquire, name, NameFlag(flags)))
         finally:
-            self.drain()
+            self.news.catch_up()
         if connection.active:
             is_next = bool(flags & REPLACE_EXISTING)  # as the broker has it for those who speak for others
             self.names.settle(connection, name, result & ~ACQUIRED, is_next=is_next)
         return result
 
     def name_release(self, connection: Connection, name: str) -> None:
-        """NAME_RELEASE there; a name that was taken away just before is as good as released."""
-        self._check_ordinary(connection)
-        if self._broker.gone:
+        """NAME_RELEASE there; a name that was taken away just before is as good as released.
+
+        So is one whose client's connection has ended there.
+        """
+        if self._broker.gone or not connection.active:
             return
+        self._check_ordinary(connection)
         has_place = name in connection.names
+        if peer_of(connection).closed:
+            self.mail.renounce(self.links[connection], connection)
         with self.news.releasing(connection, name):
             try:
                 self._broker.ask(self._remote(connection).name_release, name)
             except KdbusError as error:
-                if not has_place or error.errno not in (ESRCH, EADDRINUSE):
+                if error.errno not in ENDED and (not has_place or error.errno not in (ESRCH, EADDRINUSE)):
                     raise
             finally:
-                self.drain()
+                self.news.catch_up()
             self.names.leave(connection, name)
 
     def owners(self, name: str) -> list[Connection]:

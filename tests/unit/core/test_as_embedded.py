@@ -406,6 +406,53 @@ def what_an_eavesdropper_hears(stage: Stage) -> None:
     stage.look()
 
 
+def a_monitor_sees_once_what_a_service_is_started_for(stage: Stage) -> None:
+    stage.world.offer(NAME)
+    stage.activator("elsewhere", OTHER)
+    monitor, client, native = stage.client("monitor"), stage.client("client"), stage.native("native")
+    service = stage.client("service")
+    stage.look()
+    monitor.become_monitor("type='method_call',interface='a.b'")
+    stage.look()
+    for name in (NAME, OTHER):
+        client.send(call(name))
+        native.call(name)
+        for label in ("monitor", "client"):
+            stage.note(label, [message.fields["sender"] for message in stage.world[label].messages()])
+        stage.note("started", service.request_name(name))
+        stage.look()
+
+
+def what_waited_elsewhere_is_brought(stage: Stage) -> None:
+    stage.activator("elsewhere", OTHER)
+    client, native = stage.client("client"), stage.native("native")
+    service = stage.client("service")
+    client.send(call(OTHER))
+    native.call(OTHER)
+    client.send(call(OTHER, flags=NO_REPLY_EXPECTED))
+    service.request_name(OTHER)
+    requests = calls(service)
+    stage.note("requests", [(request.member, request.fields["sender"]) for request in requests])
+    for request in requests:
+        service.send(answer(request))
+    stage.look()
+    service.leave()
+    stage.look()
+
+
+def who_waits_elsewhere_goes(stage: Stage) -> None:
+    stage.activator("elsewhere", OTHER)
+    client, other = stage.client("client"), stage.client("other")
+    service = stage.client("service")
+    for caller in (client, other):
+        caller.send(call(OTHER))
+    client.leave()
+    service.request_name(OTHER)
+    stage.look()
+    service.leave()
+    stage.look()
+
+
 def a_service_is_started_for_everybody(stage: Stage) -> None:
     stage.world.offer(NAME)
     client, native = stage.client("client"), stage.native("native")
@@ -506,6 +553,9 @@ SCENARIOS: list[Callable[[Stage], None]] = [
     signals_to_one,
     what_a_monitor_sees,
     what_an_eavesdropper_hears,
+    a_monitor_sees_once_what_a_service_is_started_for,
+    what_waited_elsewhere_is_brought,
+    who_waits_elsewhere_goes,
     a_service_is_started_for_everybody,
     a_native_service_is_started,
     somebody_else_starts_a_service,

@@ -108,3 +108,44 @@ def test_only_owners_speak_for_others(cores: Cores) -> None:
                 os._exit(status)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == EPERM
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_bus_that_somebody_else_has_made_has_its_proxy_too(cores: Cores) -> None:
+    control = cores.daemon.control
+    done, end = os.pipe()
+    made, ready = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.close(end)
+            os.setgroups([])
+            os.setresgid(4711, 4711, 4711)
+            os.setresuid(4711, 4711, 4711)
+            with native.open_node(control) as node:
+                node.make_bus("4711-test")
+                os.write(ready, b"!")
+                os.read(done, 1)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(ready)
+    try:
+        assert os.read(made, 1)
+        endpoint = cores.daemon.node("4711-test")
+        with SplitWorld(endpoint) as world, Stranger(world) as stranger:
+            world.settle()
+            client = world.join("client", uid=4712)
+            told = stranger.remote.info(client.connection.id).metadata
+            assert told.creds == Creds(euid=4712, egid=4712)
+            assert client.request_name("a.b") == 1
+            assert [info.id for info in stranger.remote.list() if "a.b" in info.names] == [
+                client.connection.id
+            ]
+    finally:
+        for fd in (end, made, done):
+            os.close(fd)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
