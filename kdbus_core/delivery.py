@@ -423,7 +423,9 @@ class Delivery:
             self._hand_to_local(old.inbox, new, name_id)
         else:
             return
-        self._bus.replies.repoint(old, new, name_id)
+        # A proxy's client may give a name up and answer afterwards, as on any D-Bus bus.
+        only_unread = old.faked is not None and new.is_activator
+        self._bus.replies.repoint(old, new, name_id, only_unread=only_unread)
 
     def _hand_to_native(self, old: Inbox, new: Connection, inbox: Inbox, name_id: int) -> None:
         gateway = self._bus.gateway

@@ -270,15 +270,18 @@ class Replies:
         """End the one request whose message the replier has thrown away; None when it had ended before."""
         return Lost(tracker.requester, tracker.cookie, tracker) if self.close(tracker) else None
 
-    def repoint(self, old: Connection, new: Connection, name_id: int) -> None:
+    def repoint(self, old: Connection, new: Connection, name_id: int, *, only_unread: bool = False) -> None:
         """Have `new` owe what `old` owes for requests to a name that goes from one to the other.
 
-        Requests of the two themselves stay where they are, and so do plain ones.
+        Requests of the two themselves stay where they are, and so do plain ones; with `only_unread` also those
+        whose message `old` has taken out of its queue.
         """
         for requester, window in list(old.duties.items()):
             if requester is old or requester is new:
                 continue
-            for tracker in [tracker for tracker in window.tracked() if tracker.name_id == name_id]:
+            for tracker in list(window.tracked()):
+                if tracker.name_id != name_id or (only_unread and not tracker.is_queued):
+                    continue
                 window.unlink(tracker)
                 tracker.replier = new
                 self.window(requester, new).link(tracker)

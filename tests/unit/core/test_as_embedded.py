@@ -472,6 +472,19 @@ def a_service_is_started_for_everybody(stage: Stage) -> None:
     stage.look()
 
 
+def a_service_gives_its_name_up_and_answers(stage: Stage) -> None:
+    stage.world.offer(NAME)
+    native = stage.native("native")
+    service = stage.client("service")
+    service.request_name(NAME)
+    native.call(NAME)
+    stage.world.settle()
+    (request,) = calls(service)
+    service.release_name(NAME)
+    service.send(answer(request))
+    stage.look()
+
+
 def a_native_service_is_started(stage: Stage) -> None:
     stage.world.offer(NAME)
     client, native = stage.client("client"), stage.native("native")
@@ -557,6 +570,7 @@ SCENARIOS: list[Callable[[Stage], None]] = [
     what_waited_elsewhere_is_brought,
     who_waits_elsewhere_goes,
     a_service_is_started_for_everybody,
+    a_service_gives_its_name_up_and_answers,
     a_native_service_is_started,
     somebody_else_starts_a_service,
     credentials_are_the_clients,
