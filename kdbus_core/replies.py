@@ -273,8 +273,8 @@ class Replies:
     def repoint(self, old: Connection, new: Connection, name_id: int, *, only_unread: bool = False) -> None:
         """Have `new` owe what `old` owes for requests to a name that goes from one to the other.
 
-        Requests of the two themselves stay where they are, and so do plain ones; with `only_unread` also those
-        whose message `old` has taken out of its queue.
+        Requests of the two themselves stay where they are, and so do plain ones; with `only_unread` also
+        those whose message `old` has taken out of its queue.
         """
         for requester, window in list(old.duties.items()):
             if requester is old or requester is new:

@@ -1,9 +1,8 @@
 """Show that the session bus works, with real clients, in a few lines; then hand it to the user.
 
 `make run` starts this on a fresh bus. One dbus-next client owns a name and exports an object; a second one
-calls it and gets its signal; then those of busctl, gdbus and dbus-send that are installed call it as well, and
-a native kdbus program.
-Whatever goes wrong is said in a line and gives status 1.
+calls it and gets its signal; then those of busctl, gdbus and dbus-send that are installed call it as well,
+and a native kdbus program. Whatever goes wrong is said in a line and gives status 1.
 
 With a terminal on both sides a shell follows on the same bus, on which the object stays; its status is not
 ours, because a person may well leave a shell after a command that failed.

@@ -14,9 +14,11 @@ from support.kdbus import OpenFile, World
 from support.kdbus.task import Reference
 
 from kdbus_core.bus import Bus
+from kdbus_core.caller import File
 from kdbus_core.connection import Connection
 from kdbus_core.domain import Domain
 from kdbus_core.inbox import Entry, Inbox
+from kdbus_core.message import Memfd
 from kdbus_core.names import ACTIVATOR, IN_QUEUE, PRIMARY, QUEUE
 from kdbus_core.quota import User
 from kdbus_core.replies import Tracker
@@ -65,7 +67,10 @@ def files_in_flight(bus: Bus) -> list[Reference]:
         for entry in entries_of(connection)
         if entry.message is not None
     }
-    found = [file for message in messages for _, file in (*message._fd_slots, *message._memfd_slots)]
+    found: list[File] = []
+    for message in messages:
+        found += message.files
+        found += [part.file for part in message.parts if isinstance(part, Memfd)]
     for file in found:
         assert isinstance(file, Reference)
     return [file for file in found if isinstance(file, Reference)]

@@ -345,8 +345,8 @@ def test_requests_made_through_a_name_go_with_it() -> None:
 def test_only_requests_whose_message_was_not_read_go_with_a_name_if_that_is_asked_for() -> None:
     world = ReplyWorld()
     a, old, new = world.parties(3)
-    read, unread = world.track(a, old, 1, name_id=5), world.track(a, old, 2, name_id=5)
-    read.on_dequeued()
+    read = world.track(a, old, 1, name_id=5)
+    unread = world.replies.track(a, old, 2, 0, name_id=5)
     world.replies.repoint(old, new, 5, only_unread=True)
     assert (read.replier, unread.replier) == (old, new)
     assert world.replies.find(a, old, 1) is read
