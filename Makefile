@@ -60,6 +60,7 @@ fuzz: ## feed the wire codec, the handshake and the broker's commands with broke
 	$(BIN)/python -m tests.fuzz.fuzz_wire
 	$(BIN)/python -m tests.fuzz.fuzz_handle
 	$(BIN)/python -m tests.fuzz.fuzz_remarshal
+	$(BIN)/python -m tests.fuzz.fuzz_native
 
 bench: ## measure the installed buses side by side, and the broker alone, in about a minute
 	@scripts/set-up.sh run

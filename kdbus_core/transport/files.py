@@ -12,8 +12,10 @@ connections need.  The charge is taken before there is an object and given back
 by the same call that closes the descriptor.
 
 A client chooses what it passes, so nothing here waits for a file: only shared
-memory is ever read, because no other process can hold that up, and files are
-watched, never read, to learn whether something is there.
+memory is ever read, because no other process can hold that up; files are
+watched, never read, to learn whether something is there; and what came from a
+client is closed with patience (see `closing`).  What is still being closed is
+charged like what is open.
 """
 
 from __future__ import annotations
@@ -23,8 +25,6 @@ import fcntl
 import mmap
 import os
 import select
-import socket
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import EFAULT, EMEDIUMTYPE, EMFILE, ETXTBSY
@@ -32,6 +32,20 @@ from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 
 from kdbus_core.caller import SEALS_REQUIRED, FileKind
 from kdbus_core.errors import KdbusError
+from kdbus_core.transport.closing import Closer, close_quietly
+from kdbus_core.transport.file_kinds import file_kind, is_pollable, memory_seals
+
+__all__ = [
+    "Account",
+    "FileAccounts",
+    "OpenFile",
+    "default_limit",
+    "file_kind",
+    "make_memfd",
+    "map_sealed",
+    "memory_seals",
+    "read_memfd",
+]
 
 MAX_FILES_PER_USER = 16384
 """Unless a quarter of the server's descriptors is less."""
@@ -64,12 +78,28 @@ class Account:
         """Count one file less."""
         self._accounts.refund(self)
 
+    def close(self, fd: int) -> None:
+        """Close a descriptor that has been charged, and count one less when it is closed."""
+        if self._accounts.closer.close(fd, self.uid, self._on_closed_late):
+            self.refund()
+
+    def _on_closed_late(self) -> None:
+        """In another thread; RuntimeError when nobody counts any more."""
+        self.loop.call_soon_threadsafe(self.refund)
+
 
 class FileAccounts:
-    """The accounts of all users; `loop` watches the files, `limit_per_user` is a number of open files."""
+    """The accounts of all users.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit_per_user: int | None = None) -> None:
+    `loop` watches the files, and it is its thread that everything is called in; `limit_per_user` is a
+    number of open files; `closer` closes them.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limit_per_user: int | None = None, closer: Closer | None = None
+    ) -> None:
         self.loop = loop
+        self.closer = Closer() if closer is None else closer
         self.limit_per_user = default_limit() if limit_per_user is None else limit_per_user
         self._accounts: dict[int | None, Account] = {}
 
@@ -79,14 +109,16 @@ class FileAccounts:
         Whoever gets the account refunds it once for every charge; an `OpenFile` made with it does so.  All
         whose uid is None share an account.
         """
-        account = self._accounts.get(uid)
-        if account is None:
-            account = Account(self, uid)
+        account = self._account(uid)
         if account.held >= self.limit_per_user:
             raise KdbusError(EMFILE, f"uid {uid} has {account.held} files open here")
         account.held += 1
         self._accounts[uid] = account
         return account
+
+    def _account(self, uid: int | None) -> Account:
+        account = self._accounts.get(uid)
+        return Account(self, uid) if account is None else account
 
     def refund(self, account: Account) -> None:
         """Count one open file less."""
@@ -97,19 +129,27 @@ class FileAccounts:
 
     def receive(self, fds: Iterable[int], uid: int | None) -> list[OpenFile]:
         """Take over the descriptors of a packet; EMFILE closes them all."""
-        files: list[OpenFile] = []
-        remaining = list(fds)
-        try:
-            while remaining:
-                account = self.charge(uid)
-                files.append(OpenFile(remaining.pop(0), account))
-        except BaseException:
-            for file in files:
-                file.close()
-            for fd in remaining:
-                os.close(fd)
-            raise
-        return files
+        received = list(fds)
+        account = self._account(uid)
+        if account.held + len(received) > self.limit_per_user:
+            self.close(received, uid)
+            raise KdbusError(EMFILE, f"uid {uid} has {account.held} files open here")
+        return [OpenFile(fd, self.charge(uid)) for fd in received]
+
+    def close(self, fds: Iterable[int], uid: int | None) -> None:
+        """Close descriptors of a packet that nobody wants.
+
+        While that takes time they are charged, even beyond the limit: see `is_overdrawn`.
+        """
+        for fd in fds:
+            account = self._account(uid)
+            account.held += 1
+            self._accounts[uid] = account
+            account.close(fd)
+
+    def is_overdrawn(self, uid: int | None) -> bool:
+        """Whether a user has more open than it may, so that no packet of it should be received any more."""
+        return self.held_by(uid) > self.limit_per_user
 
     def held_by(self, uid: int | None) -> int:
         """How many files of a user are open."""
@@ -145,9 +185,10 @@ class _Descriptor:
         self._references -= 1
         if self._references:
             return
-        os.close(self.fd)
-        if self.account is not None:
-            self.account.refund()
+        if self.account is None:
+            close_quietly(self.fd)
+        else:
+            self.account.close(self.fd)
 
 
 class OpenFile:
@@ -197,14 +238,8 @@ class OpenFile:
 
     @property
     def pollable(self) -> bool:
-        """Whether it can be waited for: sockets, pipes, eventfds; no regular files, directories, O_PATH."""
-        fd = self.fileno()
-        try:
-            with select.epoll() as probe:
-                probe.register(fd, select.EPOLLIN)
-        except OSError:
-            return False
-        return True
+        """Whether it can be waited for, and without harm: sockets, pipes, eventfds, timerfds, pidfds."""
+        return is_pollable(self.fileno())
 
     def duplicate(self) -> OpenFile:
         """A further reference to the same open file, which takes no further descriptor."""
@@ -297,30 +332,7 @@ def _is_readable(fd: int) -> bool:
     return any(events & _POLL_IN for _, events in poller.poll(0))
 
 
-def file_kind(fd: int) -> FileKind:
-    """What kind of file a descriptor refers to."""
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
-        return FileKind.PATH
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        # The object only borrows the descriptor, and the family it is given is not looked at.
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
-        try:
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX:
-                return FileKind.UNIX_SOCKET
-        finally:
-            sock.detach()
-    return FileKind.ORDINARY
-
-
 # Shared memory
-
-
-def memory_seals(fd: int) -> int | None:
-    """The SEAL_* bits of shared memory, None of any other file."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        return None
 
 
 def make_memfd(data: bytes | memoryview | Sequence[bytes | memoryview], *, name: str, sealed: bool) -> int:

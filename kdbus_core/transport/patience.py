@@ -9,6 +9,10 @@ So these are read by a thread, and only so long is waited for it.  A thread
 that is late is left alone with what it waits for, and for a while nothing of
 that kind is asked of the user who caused it.  The thread ends when nothing has
 been asked for a moment.
+
+Whoever has many uids could be late with each of them.  So with each user who
+is late all others are waited for half as long, until that is forgotten:
+altogether the broker waits at most twice as long as for one.
 """
 
 from __future__ import annotations
@@ -27,17 +31,47 @@ BARRED_S = 300.0
 """How long nothing is asked of whoever was late."""
 MAX_STUCK = 16
 """Threads that may be late at the same time; then nobody is asked."""
+_MAX_BARRED = 64
+"""Users who are remembered; with so many of them, nobody is waited for anyway."""
 IDLE_S = 1.0
 """How long a thread stays that nothing is asked of."""
 
 
-class _Thread(threading.Thread):
-    """One of those that are made here."""
+class OwnThread(threading.Thread):
+    """A thread that waits for clients, so that nothing else has to."""
 
 
 def other_threads() -> int:
-    """How many threads of Python this process has, but for those that are made here."""
-    return sum(not isinstance(thread, _Thread) for thread in threading.enumerate())
+    """How many threads of Python this process has, but for those that wait for clients."""
+    return sum(not isinstance(thread, OwnThread) for thread in threading.enumerate())
+
+
+class Lateness:
+    """Who was late, and how long is waited for whom, by any thread; `limit_s`, `barred_s` in seconds."""
+
+    def __init__(
+        self, limit_s: float = LIMIT_S, barred_s: float = BARRED_S, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.limit_s = limit_s
+        self.barred_s = barred_s
+        self._clock = clock
+        self._barred: dict[Hashable, float] = {}
+        self._lock = threading.Lock()
+
+    def limit(self, of: Hashable) -> float:
+        """Seconds to wait now; 0 for whoever was late, and for everybody when too many were."""
+        with self._lock:
+            if not self._barred:
+                return self.limit_s
+            now = self._clock()
+            self._barred = {one: until for one, until in self._barred.items() if now < until}
+            late = len(self._barred)
+            return 0.0 if of in self._barred or late >= _MAX_BARRED else self.limit_s / 2**late
+
+    def note(self, of: Hashable) -> None:
+        """`of` was late."""
+        with self._lock:
+            self._barred[of] = self._clock() + self.barred_s
 
 
 class _Task:
@@ -69,7 +103,7 @@ class _Reader:
         self._is_over = False
         self._is_abandoned = False
         self._on_freed = on_freed
-        _Thread(target=self._run, name="patience", daemon=True).start()
+        OwnThread(target=self._run, name="patience", daemon=True).start()
 
     def submit(self, task: _Task) -> bool:
         """Have something read; False when the thread has ended."""
@@ -101,20 +135,15 @@ class _Reader:
 
 
 class Patience:
-    """Reads for whoever asks, from any thread; `limit_s` and `barred_s` in seconds.
+    """Reads for whoever asks, from any thread.
 
-    `stuck` counts the threads that are late now.
+    `stuck` counts the threads that are late now, `lateness` says how long is waited.
     """
 
-    def __init__(
-        self, limit_s: float = LIMIT_S, barred_s: float = BARRED_S, clock: Callable[[], float] = monotonic
-    ) -> None:
-        self.limit_s = limit_s
-        self.barred_s = barred_s
+    def __init__(self, lateness: Lateness | None = None) -> None:
+        self.lateness = Lateness() if lateness is None else lateness
         self.stuck = 0
-        self._clock = clock
         self._idle: list[_Reader] = []
-        self._barred: dict[Hashable, float] = {}
         self._lock = threading.Lock()
 
     def ask(self, read: Callable[[], T], of: Hashable) -> T | None:
@@ -122,21 +151,22 @@ class Patience:
 
         `read` runs in another thread, maybe for much longer: it must not use what the caller closes.
         """
-        if self.stuck >= MAX_STUCK or self._is_barred(of):
+        limit = self.lateness.limit(of)
+        if self.stuck >= MAX_STUCK or not limit:
             return None
         task = _Task(read)
         try:
             reader = self._submit(task)
         except RuntimeError:  # no thread can be started
             return None
-        if task.done.wait(self.limit_s) or not reader.abandon(task):
+        if task.done.wait(limit) or not reader.abandon(task):
             self._idle.append(reader)
             if task.error is not None:
                 raise task.error
             return task.result  # type: ignore[return-value]  # it is what `read` returned
+        self.lateness.note(of)
         with self._lock:
             self.stuck += 1
-            self._barred[of] = self._clock() + self.barred_s
         return None
 
     def _submit(self, task: _Task) -> _Reader:
@@ -147,16 +177,6 @@ class Patience:
                 reader = _Reader(self._on_freed)
             if reader.submit(task):
                 return reader
-
-    def _is_barred(self, of: Hashable) -> bool:
-        with self._lock:
-            until = self._barred.get(of)
-            if until is None:
-                return False
-            if self._clock() < until:
-                return True
-            del self._barred[of]
-            return False
 
     def _on_freed(self) -> None:
         with self._lock:

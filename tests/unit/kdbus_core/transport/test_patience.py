@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kdbus_core.transport import patience as patience_module
-from kdbus_core.transport.patience import MAX_STUCK, Patience, other_threads
+from kdbus_core.transport.patience import MAX_STUCK, Lateness, Patience, other_threads
 
 DEADLINE = 30
 
@@ -56,11 +56,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def patience(clock: Clock) -> Patience:
-    return Patience(limit_s=0.01, barred_s=60, clock=clock)
+    return Patience(Lateness(limit_s=0.01, barred_s=60, clock=clock))
 
 
 def generous() -> Patience:
-    return Patience(limit_s=DEADLINE)
+    return Patience(Lateness(limit_s=DEADLINE))
 
 
 def wait_until_unstuck(patience: Patience) -> None:
@@ -111,7 +111,7 @@ def test_nobody_waits_for_what_does_not_come(patience: Patience, gate: Gate) -> 
 
 def test_whoever_was_late_is_not_asked_for_a_while(patience: Patience, gate: Gate, clock: Clock) -> None:
     assert patience.ask(gate.read, "slow") is None
-    patience.limit_s = DEADLINE
+    patience.lateness.limit_s = DEADLINE
     assert patience.ask(lambda: 1, "slow") is None
     assert patience.ask(lambda: 1, "other") == 1
     clock.now += 60
@@ -122,14 +122,15 @@ def test_an_answer_that_comes_late_does_not_end_the_while(patience: Patience, ga
     assert patience.ask(gate.read, "slow") is None
     gate.open()
     wait_until_unstuck(patience)
-    patience.limit_s = DEADLINE
+    patience.lateness.limit_s = DEADLINE
     assert patience.ask(lambda: 1, "slow") is None
 
 
-def test_there_is_an_end_to_how_many_are_waited_for(patience: Patience, gate: Gate) -> None:
+def test_there_is_an_end_to_how_many_are_waited_for(patience: Patience, gate: Gate, clock: Clock) -> None:
     for number in range(MAX_STUCK):
         assert patience.ask(gate.read, number) is None
-    patience.limit_s = DEADLINE
+    clock.now += 60
+    patience.lateness.limit_s = DEADLINE
     assert patience.stuck == MAX_STUCK
     assert patience.ask(lambda: 1, "other") is None
     gate.open()
@@ -150,3 +151,35 @@ def test_a_thread_that_nothing_is_asked_of_ends(monkeypatch: pytest.MonkeyPatch)
 def test_its_threads_are_not_counted_among_the_others() -> None:
     before = other_threads()
     assert generous().ask(other_threads, "somebody") == before
+
+
+# Who was late
+
+
+def test_with_each_user_who_was_late_all_others_are_waited_for_half_as_long(clock: Clock) -> None:
+    lateness = Lateness(limit_s=8.0, barred_s=60, clock=clock)
+    limits = []
+    for uid in range(5):
+        limits.append(lateness.limit(uid))
+        lateness.note(uid)
+    assert limits == [8.0, 4.0, 2.0, 1.0, 0.5]
+    assert [lateness.limit(uid) for uid in range(5)] == [0.0] * 5
+
+
+def test_who_was_late_is_forgotten_after_a_while(clock: Clock) -> None:
+    lateness = Lateness(limit_s=8.0, barred_s=60, clock=clock)
+    lateness.note("first")
+    clock.now += 59
+    lateness.note("second")
+    assert lateness.limit("other") == 2.0
+    clock.now += 1
+    assert lateness.limit("first") == lateness.limit("other") == 4.0
+    clock.now += 59
+    assert lateness.limit("second") == 8.0
+
+
+def test_when_too_many_were_late_nobody_is_waited_for(clock: Clock) -> None:
+    lateness = Lateness(limit_s=8.0, barred_s=60, clock=clock)
+    for uid in range(100):
+        lateness.note(uid)
+    assert lateness.limit("other") == 0.0
