@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from errno import EFAULT, EINVAL, EMSGSIZE
+from functools import lru_cache
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdbus_core import abi
 from kdbus_core.abi import (
@@ -44,6 +45,9 @@ ADDRESS_LIMIT = 1 << 63
 """The caller's memory lies below; what is above belongs to the machine's kernel."""
 RETURN_FLAGS_OFFSET = 16
 _FLAGS_OFFSET = 8
+_NO_FLAGS = bytes(8)
+MAX_REMEMBERED = 512
+"""Bytes of items up to which they are remembered, with what was found in them."""
 
 
 class Occurs(NamedTuple):
@@ -61,7 +65,7 @@ REPEATABLE = Occurs(repeatable=True, mandatory=False)
 class Form:
     """The fixed struct of a command or message, the flags and the items that it takes."""
 
-    __slots__ = ("flags", "items", "mandatory", "returns_flags", "struct")
+    __slots__ = ("flags", "items", "mandatory", "refused_flags", "returns_flags", "size", "struct")
 
     def __init__(
         self,
@@ -72,7 +76,9 @@ class Form:
         returns_flags: bool = True,
     ) -> None:
         self.struct = struct
+        self.size = struct.size
         self.flags = int(flags)
+        self.refused_flags = ~(self.flags | NEGOTIATE)
         self.items: dict[int, Occurs] = {ItemType.NEGOTIATE: OPTIONAL, **(items or {})}
         self.mandatory = tuple(type for type, occurs in self.items.items() if occurs.mandatory)
         self.returns_flags = returns_flags
@@ -158,10 +164,29 @@ MESSAGE = Form(
 """The message that SEND points to; it has no flags to return."""
 
 
+class Items:
+    """What follows the struct of a command: `all` its items but NEGOTIATE, which is `negotiation`.
+
+    Commands with the same items may have the same object, so it never changes.  In `found` whoever reads
+    them keeps what follows from the items alone.
+    """
+
+    __slots__ = ("all", "found", "negotiation", "types")
+
+    def __init__(self, all: tuple[Item, ...] = (), negotiation: Item | None = None) -> None:
+        self.all = all
+        self.negotiation = negotiation
+        self.types = frozenset(item.type for item in all)
+        self.found: dict[object, Any] = {}
+
+
+_NO_ITEMS = Items()
+
+
 class Arguments:
     """A command as it was read: flags without the negotiation bit, fields of the struct, items in order."""
 
-    __slots__ = ("_address", "_caller", "fields", "flags", "items", "negotiates")
+    __slots__ = ("_address", "_caller", "content", "fields", "flags", "items", "negotiates")
 
     def __init__(
         self,
@@ -169,15 +194,16 @@ class Arguments:
         address: int,
         flags: int,
         fields: Sequence[int],
-        items: list[Item],
+        content: Items,
     ) -> None:
         self._caller = caller
         self._address = address
         self.flags = flags & ~NEGOTIATE
-        self.negotiates = bool(flags & NEGOTIATE)
+        self.negotiates = flags & NEGOTIATE != 0
         self.fields = fields
         """What follows the flags, and the returned flags where the struct has them."""
-        self.items = items
+        self.content = content
+        self.items = content.all
         """All but NEGOTIATE."""
 
     def find(self, type: ItemType) -> Item | None:
@@ -217,13 +243,31 @@ def parse(form: Form, caller: Caller, address: int) -> Arguments:
     _, flags, *fields = form.struct.unpack_from(data)
     if form.returns_flags:
         del fields[0]
-        caller.write(address + RETURN_FLAGS_OFFSET, bytes(8))
-    if flags & ~(form.flags | NEGOTIATE):
+        caller.write(address + RETURN_FLAGS_OFFSET, _NO_FLAGS)
+    if flags & form.refused_flags:
         raise KdbusError(EINVAL, f"flags {flags:#x} where {form.flags:#x} are known")
+    content = _NO_ITEMS
+    size = len(data) - form.size
+    if size:
+        items = data[form.size :]
+        content = parse_same_items(form, items) if size <= MAX_REMEMBERED else parse_items(form, items)
+        if content.negotiation is not None:
+            _negotiate(form, caller, address + form.size, content.negotiation)
+    if flags & NEGOTIATE:
+        caller.write(address + _FLAGS_OFFSET, NUMBER.pack(form.flags))
+    elif form.mandatory:
+        for type in form.mandatory:
+            if type not in content.types:
+                raise KdbusError(EINVAL, f"no item of type {type:#x}")
+    return Arguments(caller, address, flags, fields, content)
+
+
+def parse_items(form: Form, data: bytes) -> Items:
+    """Read what follows the struct of a command; EINVAL, ENAMETOOLONG, EBADF."""
     items: list[Item] = []
     negotiation: Item | None = None
     seen: set[int] = set()
-    for item in iterate_items(data, form.struct.size) if len(data) > form.struct.size else ():
+    for item in iterate_items(data, 0):
         occurs = form.items.get(item.type)
         if occurs is None:
             raise KdbusError(EINVAL, f"an item of type {item.type:#x} has no place here")
@@ -235,20 +279,17 @@ def parse(form: Form, caller: Caller, address: int) -> Arguments:
             negotiation = item
         else:
             items.append(item)
-    if negotiation is not None:
-        known = [
-            number if number in form.items else 0 for (number,) in NUMBER.iter_unpack(negotiation.payload)
-        ]
-        caller.write(
-            address + negotiation.offset + HEADER_SIZE, b"".join(NUMBER.pack(number) for number in known)
-        )
-    if flags & NEGOTIATE:
-        caller.write(address + _FLAGS_OFFSET, NUMBER.pack(form.flags))
-    else:
-        for type in form.mandatory:
-            if type not in seen:
-                raise KdbusError(EINVAL, f"no item of type {type:#x}")
-    return Arguments(caller, address, flags, fields, items)
+    return Items(tuple(items), negotiation)
+
+
+# Whoever sends messages of a kind sends them with the same items, and reading those is most of the work.
+parse_same_items = lru_cache(maxsize=1024)(parse_items)
+
+
+def _negotiate(form: Form, caller: Caller, address: int, item: Item) -> None:
+    """Overwrite the types that are not supported with 0, in an item so far from an address."""
+    known = [number if number in form.items else 0 for (number,) in NUMBER.iter_unpack(item.payload)]
+    caller.write(address + item.offset + HEADER_SIZE, b"".join(NUMBER.pack(number) for number in known))
 
 
 def read_object(form: Form, caller: Caller, address: int) -> bytes:
@@ -259,7 +300,7 @@ def read_object(form: Form, caller: Caller, address: int) -> bytes:
     if address % 8:
         raise KdbusError(EFAULT, f"address {address:#x} is no multiple of 8")
     # Most have no items, so what is read for the size is all there is.
-    struct_size = form.struct.size
+    struct_size = form.size
     try:
         head = read_memory(caller, address, struct_size)
     except KdbusError:
@@ -267,8 +308,8 @@ def read_object(form: Form, caller: Caller, address: int) -> bytes:
     size: int = NUMBER.unpack_from(head)[0]
     if size == len(head) == struct_size:
         return head
-    if size < form.struct.size:
-        raise KdbusError(EINVAL, f"{size} bytes where {form.struct.size} or more are needed")
+    if size < struct_size:
+        raise KdbusError(EINVAL, f"{size} bytes where {struct_size} or more are needed")
     if size > abi.MAX_COMMAND_SIZE:
         raise KdbusError(EMSGSIZE, f"{size} bytes where {abi.MAX_COMMAND_SIZE} are allowed")
     return read_memory(caller, address, size)
@@ -281,6 +322,6 @@ def is_in_memory(address: int, size: int) -> bool:
 
 def read_memory(caller: Caller, address: int, size: int) -> bytes:
     """The caller's bytes; EFAULT also for an address that no caller has memory at."""
-    if not is_in_memory(address, size):
+    if not 0 <= address <= ADDRESS_LIMIT - size:  # as `is_in_memory` says, for every command
         raise KdbusError(EFAULT, f"{size} bytes at {address:#x} are not the caller's")
     return caller.read(address, size)

@@ -48,7 +48,8 @@ class Performing:
         """Take in a request, as yet without descriptors."""
         self.id = id
         self.is_quiet = False
-        self.put_in(body)
+        self._memory = body
+        self._size = len(body)
 
     def put_in(self, body: memoryview, files: list[OpenFile] | None = None) -> None:
         """What the memory is, and the files of the descriptors, which belong to the request from now on."""

@@ -12,22 +12,28 @@ all of it, for clients in other languages too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import NamedTuple
 
 REQUEST = Struct("=3Q")
 """Number of the command, id of the request, flags; the body follows."""
+OFFSET = Struct("=Q")
+"""What is between header and body with FREEING."""
 ANSWER = Struct("=QII")
 """Id of the request, errno (0: success), number of patches; the patches follow."""
 PATCH = Struct("=2Q")
 """Address and length; that many bytes follow, padded to 8."""
+_ONE_PATCH = Struct("=QII2Q")
+"""An answer with one patch, up to its bytes."""
 
 CARRIED = 1
 """Flag of a request: the last descriptor is a memfd whose content continues the body."""
 QUIET = 2
 """Flag of a request: a success that brings no descriptors is not answered."""
-KNOWN_FLAGS = CARRIED | QUIET
+FREEING = 4
+"""Flag of a request: the first eight bytes after the header are the offset of a slice to free before it."""
+KNOWN_FLAGS = CARRIED | QUIET | FREEING
 
 REFUSED = (1 << 64) - 1
 """Id of an answer to the handle itself: it could not be opened, or a packet was none. The end follows."""
@@ -81,16 +87,17 @@ def parse_request(packet: bytes) -> Request:
     return Request(number, id, flags, packet[REQUEST.size :])
 
 
-def build_answer(id: int, errno: int, patches: Iterable[tuple[int, bytes]] = ()) -> bytes:
+def build_answer(id: int, errno: int, patches: Sequence[tuple[int, bytes]] = ()) -> bytes:
     """The packet of an answer."""
+    if not patches:
+        return ANSWER.pack(id, errno, 0)
+    if len(patches) == 1:  # as most have that have any
+        address, data = patches[0]
+        return _ONE_PATCH.pack(id, errno, 1, address, len(data)) + data + _PADDING[-len(data) % 8]
     parts: list[bytes] = []
-    count = 0
     for address, data in patches:
-        count += 1
-        parts += (PATCH.pack(address, len(data)), data)
-        if len(data) % 8:
-            parts.append(_PADDING[-len(data) % 8])
-    return b"".join((ANSWER.pack(id, errno, count), *parts))
+        parts += (PATCH.pack(address, len(data)), data, _PADDING[-len(data) % 8])
+    return b"".join((ANSWER.pack(id, errno, len(patches)), *parts))
 
 
 def parse_answer(packet: bytes) -> Answer:

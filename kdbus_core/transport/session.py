@@ -47,9 +47,11 @@ from kdbus_core.transport.performing import Performing, close_files
 from kdbus_core.transport.protocol import (
     ANSWER,
     CARRIED,
+    FREEING,
     INSPECT,
     KNOWN_FLAGS,
     MAX_CARRIED,
+    OFFSET,
     QUIET,
     REFUSED,
     REQUEST,
@@ -57,7 +59,6 @@ from kdbus_core.transport.protocol import (
 )
 from kdbus_core.transport.ready import Ready
 from kdbus_core.transport.sending import Sending
-from kdbus_core.transport.sockets import close_all
 
 if TYPE_CHECKING:
     from kdbus_core.connection import Connection
@@ -237,6 +238,7 @@ class Session:
                 except ConnectionResetError:
                     continue  # it went without reading everything; what it had sent is still there
                 if not size:
+                    self._drop_fds()
                     self.close()
                     return
                 if size < _HEADER_SIZE or reader.is_too_long:
@@ -293,6 +295,8 @@ class Session:
         try:
             if flags & ~KNOWN_FLAGS:
                 raise KdbusError(EINVAL, f"flags {flags:#x}")
+            if flags & FREEING:
+                body = self._free(body)
             if self._server.reader.lacks_fds:
                 raise KdbusError(EMFILE, "not all descriptors could be received")
             if flags & CARRIED:
@@ -300,9 +304,18 @@ class Session:
                     raise KdbusError(EBADF, "no descriptor carries the rest of the body")
                 body = _carried(body, fds.pop())
         except BaseException:
-            close_all(fds)
+            self._server.files.close(fds, self.uid)
             raise
-        performing.put_in(body, self._server.files.receive(fds, self.uid))
+        performing.put_in(body, self._server.files.receive(fds, self.uid) if fds else None)
+
+    def _free(self, body: memoryview) -> memoryview:
+        """Give back the slice before a body, if there is one to give back; returns the body."""
+        if len(body) < OFFSET.size:
+            raise KdbusError(EINVAL, "no slice to be freed before the body")
+        if self._inbox is not None:
+            with suppress(KdbusError):
+                self._inbox.pool.free(OFFSET.unpack_from(body)[0])
+        return body[OFFSET.size :]
 
     def _put_aside(self, performing: Performing) -> None:
         """A call waits; its answer comes when it has ended."""
@@ -346,8 +359,13 @@ class Session:
     def _fail(self, why: str) -> None:
         """What came is no packet, so nothing that follows can be relied on."""
         self._log.warning("uid %d does not keep to the protocol: %s; its handle is closed", self.uid, why)
+        self._drop_fds()
         refuse(self._sock, EPROTO)
         self.close()
+
+    def _drop_fds(self) -> None:
+        """Nobody wants the descriptors of the packet that was read last."""
+        self._server.files.close(self._server.reader.take_fds(), self.uid)
 
     # Answers
 
@@ -356,11 +374,7 @@ class Session:
         if performing.is_quiet and not errno and not files:
             performing.close()
             return
-        patches = performing.patches
-        if patches:
-            data = build_answer(performing.id, errno, patches)
-        else:
-            data = ANSWER.pack(performing.id, errno, 0)
+        data = build_answer(performing.id, errno, performing.patches)
         performing.close()  # first: what the command does not need has been closed when it is answered
         if self._answers or not self._transmit(data, files):
             self._hold_back(_Answer(data, files))

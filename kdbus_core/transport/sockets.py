@@ -83,24 +83,21 @@ class PacketReader:
     descriptors could be had, which is so when this process is out of them, `lacks_fds`.
     """
 
-    __slots__ = ("_fds", "is_too_long", "lacks_fds", "sender", "view")
+    __slots__ = ("_fds", "has_fds", "is_too_long", "lacks_fds", "sender", "view")
 
     def __init__(self, *, size: int = MAX_PACKET) -> None:
         self.view = memoryview(bytearray(size))
         self.sender = b""
         self.is_too_long = False
         self.lacks_fds = False
+        self.has_fds = False
+        """Whether descriptors came with the packet, all of them or not."""
         self._fds: list[int] = []
 
     @property
     def is_cut(self) -> bool:
         """Whether anything of the packet is missing."""
         return self.is_too_long or self.lacks_fds
-
-    @property
-    def has_fds(self) -> bool:
-        """Whether descriptors came with the packet, all of them or not."""
-        return bool(self._fds) or self.lacks_fds
 
     def receive(self, sock: socket.socket) -> int:
         """Read one packet; its bytes, 0 at the end.  Raises BlockingIOError and other OSErrors."""
@@ -115,6 +112,7 @@ class PacketReader:
                 self._fds += array("i", data[: len(data) & ~3])
         self.is_too_long = flags & _TRUNCATED != 0
         self.lacks_fds = flags & _CONTROL_TRUNCATED != 0
+        self.has_fds = self.lacks_fds or bool(self._fds)
         return size
 
     def take_fds(self) -> list[int]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.neighbour import Neighbour
-from support.proxy import Client, World
-from support.raw import METHOD_CALL, Message
+from support.proxy import OWNER_UID, Client, World
+from support.raw import DRIVER, METHOD_CALL, Message
 
 from kdbus_core import Pool
-from kdbus_core.abi import PAGE_SIZE, HelloFlag
+from kdbus_core.abi import ATTACH_ALL, PAGE_SIZE, AttachFlag, HelloFlag
 from kdbus_core.names import ALLOW_REPLACEMENT, QUEUE, REPLACE_EXISTING
 
 NAME = "com.example.Native"
@@ -203,3 +203,41 @@ def test_a_pool_of_a_native_is_its_own(world: World) -> None:
     )
     assert connection.inbox is not None
     assert len(connection.inbox) == 1
+
+
+def test_the_name_of_the_bus_is_the_drivers_even_where_a_native_has_it(world: World) -> None:
+    native, client = Neighbour(world), world["client"]
+    news(world)
+    world.bus.name_acquire(native.connection, DRIVER, 0)
+    assert news(world) == []
+    names = ask(client, "ListNames")
+    assert isinstance(names, list)
+    assert names.count(DRIVER) == 1
+    assert ask(client, "GetNameOwner", "s", DRIVER) == DRIVER
+    assert native.mail() == []
+    native.signal(member="NameOwnerChanged", interface=DRIVER)
+    assert news(world) == []
+    world.bus.name_release(native.connection, DRIVER)
+    assert news(world) == []
+
+
+@pytest.mark.parametrize(
+    ("granted", "known"),
+    [
+        (ATTACH_ALL, {"UnixUserID", "ProcessID"}),
+        (AttachFlag.CREDS, {"UnixUserID"}),
+        (AttachFlag.PIDS, {"ProcessID"}),
+        (AttachFlag(0), set()),
+    ],
+)
+def test_of_a_native_is_told_what_it_grants(world: World, granted: AttachFlag, known: set[str]) -> None:
+    """As CONN_INFO does, which is what a proxy before another broker has to go by."""
+    native, client = Neighbour(world), world["client"]
+    world.bus.update(native.connection, attach_send=int(granted))
+    answer = ask(client, "GetConnectionCredentials", "s", native.unique_name)
+    assert isinstance(answer, dict)
+    assert set(answer) == known
+    user = ask(client, "GetConnectionUnixUser", "s", native.unique_name)
+    assert user == (OWNER_UID if "UnixUserID" in known else "Failed")
+    process = ask(client, "GetConnectionUnixProcessID", "s", native.unique_name)
+    assert process == (os.getpid() if "ProcessID" in known else "UnixProcessIdUnknown")

@@ -11,7 +11,7 @@ the loop in which it was opened.  Commands are performed in the order in which
 they are awaited; where the socket has no room they wait for it.  A command may
 be cancelled at any time: a call that was sent is then cancelled at the broker too,
 and a message that was received for somebody cancelled goes to who receives
-next.
+next.  A process that was forked can only close its copy: a command is ECHILD.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ class Connection(BaseConnection):
         link.on_closed = self._on_closed
         self._poll = poll()
         self._poll.register(self._event_fd, POLLIN)
+        self._poll.register(link.fileno, 0)  # that the server has gone
 
     async def __aenter__(self) -> Connection:
         return self
@@ -260,6 +261,8 @@ class Connection(BaseConnection):
         """
         operation = self._commands.send(parts, destination, options)
         await self._link.post(operation.cookie, operation)
+        if operation.may_echo:
+            self._link.expect_echo()
         return operation.cookie
 
     async def drain(self) -> None:
@@ -283,8 +286,13 @@ class Connection(BaseConnection):
         With PEEK it stays in the queue and brings no descriptors; with USE_PRIORITY it is the most urgent one
         up to `priority`.
         """
-        if self._commands.left_over and not flags:
-            return self._commands.left_over.popleft()
+        if not flags:
+            if self._commands.left_over:
+                return self._commands.left_over.popleft()
+            self._link.check()
+            if self._link.is_settled and not self._poll.poll(0):
+                self._link.flush()
+                return None
         return await self._link.perform(self._commands.receive(flags, priority))
 
     async def drop(self) -> bool:

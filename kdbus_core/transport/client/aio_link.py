@@ -14,7 +14,7 @@ import socket
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EBADF, ECONNRESET
+from errno import EBADF, ECHILD, ECONNRESET
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 READ_LIMIT = 64
 """Packets read at once before others in the loop have their turn."""
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _FREE = int(Command.FREE)
 _RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
 
@@ -60,12 +61,22 @@ class AioLink(Link):
         self._is_reading = True
         loop.add_reader(self.fileno, self._on_readable)
 
+    def on_forked(self) -> None:
+        """This is the child's copy, and the loop is the parent's."""
+        super().on_forked()
+        self.error = KdbusError(ECHILD, "the event loop is that of the parent process")
+
     def check(self) -> None:
         """EBADF, ECONNRESET once there is nothing to use."""
         if self.closed:
             raise KdbusError(EBADF, "the handle is closed")
         if self.error is not None:
             raise self.gone(self.error)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing that was asked for can still bring a message, so the ready descriptor is right."""
+        return not self._line and super().is_settled
 
     def close(self) -> None:
         """End the link: who waits gets ECONNRESET.  Twice is as good as once."""
@@ -80,7 +91,7 @@ class AioLink(Link):
 
     def die(self, error: KdbusError) -> None:
         """Nothing will be answered any more; everybody who waits for anything is woken."""
-        if not self.loop.is_closed():
+        if not self.loop.is_closed() and not self.is_forked:  # or the loop of the parent would forget it
             if self._is_reading:
                 self.loop.remove_reader(self.fileno)
             if self._line:
@@ -107,6 +118,8 @@ class AioLink(Link):
         except KdbusError:
             operation.withdraw()
             raise
+        if len(self._frees) > 1:
+            self._flush_frees()
         id, packet = self.begin(operation)  # type: ignore[arg-type]  # what it results in is its own
         try:
             await self._send(id, packet, operation.fds, operation.number)
@@ -119,8 +132,6 @@ class AioLink(Link):
             raise
         if operation.owned:
             operation.close_owned()
-        if self._frees:
-            self._flush_frees()
         if not operation.done:
             future = self.loop.create_future()
             operation.on_done = partial(_wake, future)
@@ -135,10 +146,10 @@ class AioLink(Link):
         """Send a SEND without waiting for its answer."""
         try:
             self.check()
+            if len(self._frees) > 1:
+                self._flush_frees()
             id, packet = self.begin_post(cookie, operation.body, operation.flags)
             await self._send(id, packet, operation.fds, operation.number)
-            if self._frees:
-                self._flush_frees()
         finally:
             operation.close_owned()
 
@@ -152,7 +163,7 @@ class AioLink(Link):
             self._stand_in_line(id, packet, (), number)
             return
         try:
-            self.socket.send(packet, socket.MSG_NOSIGNAL)
+            self.socket.send(packet, _NOSIGNAL)
         except BlockingIOError:
             self._stand_in_line(id, packet, (), number)
         except OSError:  # the end of the link is told to those who wait
@@ -173,7 +184,7 @@ class AioLink(Link):
         while frees and not self._line:
             packet = self.build_quiet(_FREE, build_free(frees[0]))
             try:
-                self.socket.send(packet, socket.MSG_NOSIGNAL)
+                self.socket.send(packet, _NOSIGNAL)
             except BlockingIOError:
                 return
             except OSError:  # the link has ended, and with it all slices
@@ -193,9 +204,10 @@ class AioLink(Link):
                 pass
             except OSError as error:
                 self._pending.pop(id, None)
+                self.detach(packet)
                 self._on_readable()  # the other end is closed perhaps, and has said why
                 raise self.explain(error, name_of(number)) from error
-        waiting = self._stand_in_line(id, packet, fds, number)
+        waiting = self._stand_in_line(id, self.detach(packet), fds, number)
         try:
             await waiting.sent
         except asyncio.CancelledError:
@@ -210,9 +222,9 @@ class AioLink(Link):
 
     def _send_now(self, packet: bytes, fds: Sequence[int]) -> None:
         if fds:
-            self.socket.sendmsg([packet], [(*_RIGHTS, array("i", fds))], socket.MSG_NOSIGNAL)
+            self.socket.sendmsg([packet], [(*_RIGHTS, array("i", fds))], _NOSIGNAL)
         else:
-            self.socket.send(packet, socket.MSG_NOSIGNAL)
+            self.socket.send(packet, _NOSIGNAL)
 
     def _stand_in_line(self, id: int, packet: bytes, fds: Sequence[int], number: int) -> _Waiting:
         waiting = _Waiting(id, packet, fds, number, self.loop.create_future())
@@ -270,7 +282,7 @@ class AioLink(Link):
             futures.discard(future)
             if not futures and self._waiters.get(fd) is futures:
                 del self._waiters[fd]
-                if not self.loop.is_closed():
+                if not self.loop.is_closed() and not self.is_forked:
                     self.loop.remove_reader(fd)
 
     def _on_event(self, fd: int) -> None:

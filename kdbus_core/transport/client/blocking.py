@@ -13,7 +13,9 @@ one waits in `call`, others go on.  Signals interrupt nothing.  An exception
 raised by a signal handler ends the waiting: a call is cancelled, and a message
 that comes for it is received next.  (If it comes in the very moment in which an
 answer is read, the connection ends, and says so with ECONNRESET.)  A signal
-handler may close a connection, but not use it for anything else.
+handler may close a connection, but not use it for anything else.  After a fork
+one of the two processes may use a connection, and the other close its copy;
+messages that were received before stay those of the parent.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class Connection(BaseConnection):
         while True:
             try:
                 self.wait()
-                received = self.receive()
+                received = self._receive()
             except KdbusError as error:
                 if self.closed and error.errno in (EBADF, ECONNRESET, ESHUTDOWN):
                     return
@@ -256,6 +258,8 @@ class Connection(BaseConnection):
         """
         operation = self._commands.send(parts, destination, options)
         self._link.post(operation.cookie, operation)
+        if operation.may_echo:
+            self._link.expect_echo()
         return operation.cookie
 
     def drain(self) -> None:
@@ -279,6 +283,15 @@ class Connection(BaseConnection):
         With PEEK it stays in the queue and brings no descriptors; with USE_PRIORITY it is the most urgent one
         up to `priority`.
         """
+        if not flags:
+            if self._commands.left_over:
+                return self._receive()
+            if self._link.is_settled and not self._link.may_receive(self._event_fd):
+                self._link.flush()
+                return None
+        return self._receive(flags, priority)
+
+    def _receive(self, flags: int = 0, priority: int = 0) -> Received | None:
         if self._commands.left_over and not flags:
             try:
                 return self._commands.left_over.popleft()

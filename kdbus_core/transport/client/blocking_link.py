@@ -48,8 +48,8 @@ _CHECK_MS = 50
 """How long one who cannot send trusts another thread to read."""
 _LOOK_AGAIN_S = 1.0
 """How long one who follows a reader trusts it to say so when something has been read."""
-_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
+_SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _SEND = int(Command.SEND)
 _FREE = int(Command.FREE)
 
@@ -70,6 +70,16 @@ class BlockingLink(Link):
         self._choosing = RLock()
         self._gates: deque[LockType] = deque()
         self._posted = 0
+        self._ready: select.poll | None = None
+
+    def on_forked(self) -> None:
+        """This is the child's copy: none of the threads that were inside is here."""
+        super().on_forked()
+        self._inside.clear()
+        self._gates.clear()
+        self._choosing = RLock()
+        self._reading = None
+        self._in_hand = False
 
     def enter(self, token: object) -> None:
         """Begin to use the descriptors, until `leave`; EBADF, ECONNRESET once there is nothing to use."""
@@ -116,12 +126,12 @@ class BlockingLink(Link):
         id = 0
         try:
             self.enter(operation)
+            if len(self._frees) > 1:
+                self._flush_frees()
             id, packet = self.begin(operation)  # type: ignore[arg-type]  # what it results in is its own
             self._send(packet, operation)
             if operation.owned:
                 operation.close_owned()
-            if self._frees:
-                self._flush_frees()
             if not operation.done:
                 self._wait_for(operation)
         except KdbusError:  # it was not sent
@@ -143,10 +153,10 @@ class BlockingLink(Link):
         id = 0
         try:
             self.enter(operation)
+            if len(self._frees) > 1:
+                self._flush_frees()
             id, packet = self.begin_post(cookie, operation.body, operation.flags)
             self._send(packet, operation)
-            if self._frees:
-                self._flush_frees()
             self._posted += 1
             if self._posted >= READ_EVERY:
                 self._posted = 0
@@ -220,8 +230,10 @@ class BlockingLink(Link):
                     self.socket.send(packet, _SEND_FLAGS)
                 return
             except BlockingIOError:
+                packet = self.detach(packet)
                 self._make_room(operation)
             except OSError as error:
+                self.detach(packet)
                 self._read_available(operation)  # the other end is closed perhaps, and has said why
                 raise self.explain(error, name_of(operation.number)) from error
 
@@ -332,6 +344,25 @@ class BlockingLink(Link):
             poll.register(event_fd, select.POLLIN)
             poll.register(self.fileno, 0)
             return bool(poll.poll(timeout_ms))
+        finally:
+            self._inside.discard(token)
+            if self.closed:
+                self.leave(token)
+
+    def may_receive(self, event_fd: int) -> bool:
+        """Whether a descriptor is readable or the link has ended now, as far as can be known at once."""
+        token = object()
+        try:
+            self.enter(token)
+            ready = self._ready
+            if ready is None:
+                ready = select.poll()
+                ready.register(event_fd, select.POLLIN)
+                ready.register(self.fileno, 0)
+                self._ready = ready
+            return bool(ready.poll(0))
+        except RuntimeError:  # another thread is looking
+            return True
         finally:
             self._inside.discard(token)
             if self.closed:

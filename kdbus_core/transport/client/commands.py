@@ -87,6 +87,7 @@ class ConnectionCommands:
         self.lost = 0
         self.left_over: deque[Received] = deque()
         """Received for somebody who had stopped waiting; first in the queue."""
+        self._id = welcome.id
         self._free_now = free_now
         self._next_cookie = itertools.count(1).__next__
         # A RECV is noted before it is sent, and a FREE sent in here, so one never overtakes the other.
@@ -116,7 +117,9 @@ class ConnectionCommands:
     ) -> Send:
         if not options.get("cookie"):
             options["cookie"] = self._next_cookie()
-        return Send(build_send(parts, destination, **options))
+        draft = build_send(parts, destination, **options)
+        is_elsewhere = isinstance(destination, int) and destination != self._id
+        return Send(draft, may_echo=not is_elsewhere or bool(options.get("timeout_ns")))
 
     def call(
         self,
@@ -317,15 +320,19 @@ class Receive(Operation["Received | None"]):
 
 
 class Send(Operation[int]):
-    """A SEND without a wait for the reply; its result is its cookie."""
+    """A SEND without a wait for the reply; its result is its cookie.
 
-    __slots__ = ("cookie",)
+    `may_echo`: whoever sends it may receive something at once, the message itself or word of its reply.
+    """
 
-    def __init__(self, draft: Draft) -> None:
+    __slots__ = ("cookie", "may_echo")
+
+    def __init__(self, draft: Draft, *, may_echo: bool) -> None:
         super().__init__(
             _SEND, draft.body, self._finish_send, fds=draft.fds, owned=draft.owned, flags=draft.flags
         )
         self.cookie = draft.cookie
+        self.may_echo = may_echo
 
     def _finish_send(self, answer: Answer) -> int:
         if answer.errno:

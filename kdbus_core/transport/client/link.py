@@ -8,8 +8,19 @@ A *posted* request is one nobody waits for: a FREE, or a message sent with
 `post`.  The broker answers it only when it fails.  So that nothing has to be
 kept for those that succeed, the id of a posted message holds its cookie.
 
+The broker need not be asked for a message that is not there: the ready
+descriptor says so.  But it says nothing of what is still on its way, so whoever
+has asked for something that may bring a message to itself has to ask.
+
+A slice that is given back goes with the next request, in the same packet
+(FREEING), unless that finds no room; then it has a packet of its own.
+
 A link ends when it is closed or when the server has gone; everybody who waits
 then gets ECONNRESET, and a later command EBADF or ECONNRESET.
+
+A process that forks keeps what it waits for, what it has received and what it
+was about to give back: nothing that its child closes or forgets is taken from
+it.  The child has a copy of the descriptors.
 """
 
 from __future__ import annotations
@@ -31,11 +42,13 @@ from errno import (
 )
 from itertools import count
 from pathlib import Path
+from struct import Struct
+from weakref import WeakSet
 
 from kdbus_core.abi import Command
 from kdbus_core.errors import KdbusError
 from kdbus_core.transport.client.operations import Answer, Awaited, Operation, check, close_fds
-from kdbus_core.transport.protocol import ANSWER, MAX_INLINE, QUIET, REFUSED, REQUEST
+from kdbus_core.transport.protocol import ANSWER, FREEING, MAX_INLINE, OFFSET, QUIET, REFUSED, REQUEST
 from kdbus_core.transport.sockets import PacketReader
 
 ErrorHandler = Callable[[int, KdbusError], None]
@@ -46,6 +59,7 @@ _SEQUENCE_MASK = (1 << 30) - 1
 """Of the id of a posted message: one bit says so, then a number, then the cookie in 32 bits."""
 _SEND = int(Command.SEND)
 _GONE = frozenset({EPIPE, ECONNRESET, ENOTCONN})
+_FREEING_REQUEST = Struct(REQUEST.format + OFFSET.format[1:])
 MAX_PATH = 107
 """Bytes of the address of a socket."""
 
@@ -74,6 +88,8 @@ class Link:
         self.fileno = sock.fileno()
         self.error: KdbusError | None = None
         self.closed = False
+        self.is_forked = False
+        """Whether it is the copy of one that was opened before a fork."""
         self.on_error: ErrorHandler | None = None
         self.unreported: KdbusError | None = None
         """The first failure of a posted message that nobody was told of."""
@@ -81,6 +97,15 @@ class Link:
         self._pending: dict[int, Awaited] = {}
         self._next_id = count(1).__next__
         self._frees: deque[int] = deque()
+        # What was posted may bring something to ourselves, until a request with a higher id is answered.
+        self._echo = 0
+        _links.add(self)
+
+    def on_forked(self) -> None:
+        """This is the child's copy: what is waited for and still to be given back is the parent's affair."""
+        self.is_forked = True
+        self._pending.clear()
+        self._frees.clear()
 
     def free(self, offset: int) -> None:
         """Give a slice back: with the next command, so that this waits for nothing."""
@@ -100,7 +125,7 @@ class Link:
         """The id and the packet of a request, whose answer will be awaited."""
         id = self._next_id()
         self._pending[id] = operation
-        return id, REQUEST.pack(operation.number, id, operation.flags) + operation.body
+        return id, self._build(operation.number, id, operation.flags, operation.body)
 
     def begin_post(self, cookie: int, body: bytes, flags: int) -> tuple[int, bytes]:
         """The id and the packet of a SEND that is answered only if it fails."""
@@ -110,7 +135,32 @@ class Link:
             flags |= QUIET
         else:
             self._pending[id] = Posted(self, cookie)
-        return id, REQUEST.pack(_SEND, id, flags) + body
+        return id, self._build(_SEND, id, flags, body)
+
+    def _build(self, number: int, id: int, flags: int, body: bytes) -> bytes:
+        """The packet of a request, which takes along a slice that is to be given back."""
+        try:
+            offset = self._frees.popleft()
+        except IndexError:
+            return REQUEST.pack(number, id, flags) + body
+        return _FREEING_REQUEST.pack(number, id, flags | FREEING, offset) + body
+
+    def detach(self, packet: bytes) -> bytes:
+        """A packet that has not been sent, without the slice it would have taken along."""
+        number, id, flags = REQUEST.unpack_from(packet)
+        if not flags & FREEING:
+            return packet
+        self._frees.append(OFFSET.unpack_from(packet, REQUEST.size)[0])
+        return REQUEST.pack(number, id, flags & ~FREEING) + packet[_FREEING_REQUEST.size :]
+
+    def expect_echo(self) -> None:
+        """What was posted just now may bring a message to whoever posted it."""
+        self._echo = self._next_id()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing that was asked for can still bring a message, so the ready descriptor is right."""
+        return not self._pending and not self._echo
 
     def build_quiet(self, number: int, body: bytes) -> bytes:
         """The packet of a request that is answered only if it fails, which is of no interest."""
@@ -160,6 +210,8 @@ class Link:
         id, errno, patches = ANSWER.unpack_from(reader.view)
         awaited = self._pending.pop(id, None)
         if awaited is not None:
+            if self._echo < id:
+                self._echo = 0
             packet = bytes(reader.view[:size]) if patches else b""
             awaited.resolve(Answer(errno, patches, packet, fds, is_truncated=reader.lacks_fds))
             return
@@ -202,6 +254,17 @@ class Link:
     def gone(error: KdbusError) -> KdbusError:
         """Why the link has ended, as an error of its own for each who is told."""
         return KdbusError(error.errno, error.why)
+
+
+_links: WeakSet[Link] = WeakSet()
+
+
+def _on_forked() -> None:
+    for link in list(_links):
+        link.on_forked()
+
+
+os.register_at_fork(after_in_child=_on_forked)
 
 
 def open_socket(path: str | os.PathLike[str], *, blocking: bool) -> socket.socket:

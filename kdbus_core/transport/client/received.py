@@ -15,6 +15,7 @@ exactly once: in `close`, or, of descriptors, to whoever takes them.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -48,6 +49,17 @@ _FDS = int(ItemType.FDS)
 _DST_NAME = int(ItemType.DST_NAME)
 _HEADER_SIZE = ITEM_HEADER.size
 _NO_SLICE = -1
+
+_forks = 0
+"""How many forks have led to this process; a message from before one has its slice for the parent to free."""
+
+
+def _on_forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_on_forked)
 
 
 class SealedMemory(NamedTuple):
@@ -153,6 +165,7 @@ class Received:
 
     __slots__ = (
         "_data",
+        "_forks",
         "_head",
         "_layout",
         "_metadata",
@@ -220,6 +233,7 @@ class Received:
             raise
         if isinstance(self._data, memoryview):
             self._offset = offset
+            self._forks = _forks
         elif not is_peeked:
             pool.free(offset, size)
         expects_reply = self.flags & _EXPECT_REPLY
@@ -240,7 +254,8 @@ class Received:
         except AttributeError:  # it never was
             return
         if self._offset != _NO_SLICE or layout.memfds or any(fd >= 0 for fd in layout.fds):
-            _warn(f"{self!r} was not closed", ResourceWarning, source=self)
+            if self._offset == _NO_SLICE or self._forks == _forks:
+                _warn(f"{self!r} was not closed", ResourceWarning, source=self)
             self.close()
 
     def __repr__(self) -> str:
@@ -259,7 +274,8 @@ class Received:
             assert isinstance(self._data, memoryview)
             size = len(self._data)
             self._data.release()
-            self._pool.free(offset, size)
+            if self._forks == _forks:
+                self._pool.free(offset, size)
 
     def _close_fds(self) -> None:
         layout = self._layout

@@ -25,7 +25,7 @@ from kdbus_core.domain import Domain
 from kdbus_core.errors import KdbusError
 from kdbus_core.metadata import Credentials
 from kdbus_core.transport.client import Connection, open_node
-from kdbus_core.transport.protocol import MAX_PACKET, REQUEST, build_answer
+from kdbus_core.transport.protocol import FREEING, MAX_PACKET, OFFSET, REQUEST, build_answer
 from kdbus_core.transport.server import NodeServer
 
 T = TypeVar("T")
@@ -153,6 +153,8 @@ class Request(NamedTuple):
     flags: int
     body: bytes
     fds: list[int]
+    freed: int | None = None
+    """The slice that is given back with it."""
 
 
 class Script:
@@ -170,7 +172,11 @@ class Script:
             fds += array("i", raw)
         assert data, "the client has closed"
         number, id, flags = REQUEST.unpack_from(data)
-        return Request(number, id, flags, data[REQUEST.size :], fds)
+        body, freed = data[REQUEST.size :], None
+        if flags & FREEING:
+            (freed,) = OFFSET.unpack_from(body)
+            flags, body = flags & ~FREEING, body[OFFSET.size :]
+        return Request(number, id, flags, body, fds, freed)
 
     def answer(
         self,

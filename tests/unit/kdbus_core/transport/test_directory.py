@@ -261,14 +261,23 @@ def test_a_lock_that_was_removed_meanwhile_is_none(
     directory.close()
 
 
+def bind(path: Path) -> None:
+    """Leave a socket there; the directory's descriptor is a way to it that is short enough for an address."""
+    directory = os.open(path.parent, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+
+
 @pytest.fixture
 def dead(path: Path) -> Path:
     """A directory whose server has died."""
     for place in (path, path / "domains" / "inner"):
         (place / NAME).mkdir(parents=True)
         for name in ("control", ".control", f"{NAME}/bus", f"{NAME}/ep.{UID}-door", f"{NAME}/.bus"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                sock.bind(os.fspath(place / name))
+            bind(place / name)
     (path / ".lock").touch()
     return path
 

@@ -84,7 +84,8 @@ def test_limits_are_those_of_the_code(number: int) -> None:
 def test_transport_numbers_are_those_of_the_code() -> None:
     text = DOCUMENT.read_text()
     assert f"{protocol.INSPECT:#x}" in text
-    assert f"{protocol.CARRIED} CARRIED, {protocol.QUIET} QUIET" in text
+    flags = f"{protocol.CARRIED} CARRIED, {protocol.QUIET} QUIET, {protocol.FREEING} FREEING"
+    assert flags in text
 
 
 def test_every_command_is_in_the_document_with_its_number() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -45,9 +46,10 @@ from kdbus_core.abi import Command, ItemType
 from kdbus_core.transport.files import make_memfd
 from kdbus_core.transport.server import ServerLimits
 
-CARRIED, QUIET = 1, 2
+CARRIED, QUIET, FREEING = 1, 2, 4
 REFUSED = (1 << 64) - 1
 MAX_CARRIED = 4259840
+DEADLINE_MS = 20_000
 
 
 @pytest.fixture
@@ -90,6 +92,21 @@ def test_a_packet_without_a_header_costs_the_handle(
     client.assert_ended()
     assert len(world.warnings) == 1
     assert str(UID) in world.warnings[0]
+
+
+@pytest.mark.parametrize("packet", [b"", bytes(8)])
+def test_descriptors_of_what_is_no_packet_are_closed_with_the_handle(
+    client: RawClient, packet: bytes
+) -> None:
+    read_end, write_end = os.pipe()
+    client.fds.append(read_end)
+    client.send_packet(packet, [write_end])
+    os.close(write_end)
+    while client.take() is not None:
+        pass
+    poller = select.poll()
+    poller.register(read_end, 0)
+    assert poller.poll(DEADLINE_MS) == [(read_end, select.POLLHUP)]
 
 
 def test_a_packet_that_is_too_long_costs_the_handle(world: NodeWorld, client: RawClient) -> None:
@@ -153,7 +170,7 @@ def call_body(dst_id: int, *, cookie: int = 1, deadline: int = 1 << 62) -> bytes
 # Requests that are refused
 
 
-@pytest.mark.parametrize("flags", [4, 1 << 63, 7])
+@pytest.mark.parametrize("flags", [8, 1 << 63, 15])
 def test_unknown_flags_are_refused(client: RawClient, flags: int) -> None:
     body = command(Command.FREE, POOL_SIZE)
     assert client.request(Command.FREE, body, flags=flags, fds=[0]).errno == EINVAL
@@ -364,6 +381,79 @@ def test_quiet_requests_are_performed_in_their_order(client: RawClient, other: R
     client.run(Command.FREE, POOL_SIZE)
     cookies = [struct.unpack_from("=Q", other.receive()[1], 48)[0] for _ in range(30)]
     assert cookies == list(range(1, 31))
+
+
+# A slice is freed with the next request
+
+
+def errno_of(client: RawClient) -> int:
+    """What the next answer says."""
+    answer = client.take()
+    assert answer is not None
+    return answer.errno
+
+
+def freeing(offset: int, body: bytes) -> bytes:
+    return struct.pack("=Q", offset) + body
+
+
+def received_at(client: RawClient) -> int:
+    """Where a message lies that the client has sent to itself and received."""
+    client.send(b"x", dst_id=client.id)
+    return client.receive()[0].number(40)
+
+
+def test_a_slice_is_freed_before_the_request_it_goes_with(client: RawClient) -> None:
+    offset = received_at(client)
+    client.post(Command.FREE, freeing(offset, command(Command.FREE, offset)), flags=FREEING)
+    assert errno_of(client) == ENXIO
+
+
+@pytest.mark.parametrize(("number", "flags", "fds"), [(1, 0, []), (Command.FREE, CARRIED, [0])])
+def test_a_slice_is_freed_whatever_becomes_of_the_request(
+    client: RawClient, number: int, flags: int, fds: list[int]
+) -> None:
+    offset = received_at(client)
+    client.post(number, freeing(offset, b""), flags=flags | FREEING, fds=fds)
+    assert errno_of(client) in (ENOTTY, EMEDIUMTYPE)
+    assert client.request(Command.FREE, command(Command.FREE, offset)).errno == ENXIO
+
+
+@pytest.mark.parametrize("offset", [8, POOL_SIZE, (1 << 64) - 1])
+def test_where_there_is_no_slice_nothing_is_freed_and_the_request_performed(
+    client: RawClient, offset: int
+) -> None:
+    kept = received_at(client)
+    client.post(Command.FREE, freeing(offset, command(Command.FREE, kept)), flags=FREEING)
+    assert errno_of(client) == 0
+
+
+def test_a_message_that_waits_cannot_be_freed(client: RawClient, other: RawClient) -> None:
+    other.send(b"waits", dst_id=client.id)
+    client.post(Command.FREE, freeing(0, command(Command.FREE, POOL_SIZE)), flags=FREEING)
+    assert errno_of(client) == 0
+    assert client.receive()[1].endswith(b"waits\0\0\0")
+
+
+def test_what_is_left_of_the_body_is_the_memory(client: RawClient) -> None:
+    offset = received_at(client)
+    fd = make_memfd(b"carried!", name="test", sealed=False)
+    client.fds.append(fd)
+    body = send_body(b"carried!", dst_id=client.id)
+    client.post(Command.SEND, freeing(offset, body[:-8]), flags=FREEING | CARRIED, fds=[fd])
+    assert errno_of(client) == 0
+    assert client.receive()[1].endswith(b"carried!")
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_slice_that_is_not_said_is_refused(client: RawClient, size: int) -> None:
+    assert client.request(Command.FREE, bytes(size), flags=FREEING).errno == EINVAL
+
+
+def test_a_fresh_handle_has_nothing_to_free(world: NodeWorld) -> None:
+    client = world.connect(BUS_NAME, "bus")
+    client.post(Command.HELLO, freeing(0, hello_body()), flags=FREEING)
+    assert errno_of(client) == 0
 
 
 # Descriptors
