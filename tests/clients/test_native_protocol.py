@@ -425,6 +425,18 @@ def test_quiet_requests_are_answered_only_when_they_are_refused(bus: NativeBus) 
         assert [other.wait().payload for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_slice_can_be_freed_with_any_request(bus: NativeBus) -> None:
+    again = command(0, struct.pack("=q4Q", 0, 0, 0, 0, 0))
+    with connected(bus.node) as one, connected(bus.node) as other:
+        one.send(b"x", to=other.id)
+        offset = other.ask(RECV, again).number(40)
+        assert other.take(other.post(RECV, again, freed=offset)).errno == errno.EAGAIN
+        with pytest.raises(Refused) as refused:
+            other.ask(FREE, command(0, struct.pack("=Q", offset)))
+        assert refused.value.errno == errno.ENXIO
+        assert other.take(other.post(RECV, again, freed=offset)).errno == errno.EAGAIN  # nobody is told
+
+
 def test_what_was_freed_cannot_be_freed_again(bus: NativeBus) -> None:
     with connected(bus.node) as one, connected(bus.node) as other:
         one.send(b"x", to=other.id)

@@ -26,7 +26,7 @@ NAME_ACQUIRE, NAME_RELEASE = 0x401895A0, 0x401895A1
 MATCH_ADD, MATCH_REMOVE = 0x402095B0, 0x402095B1
 INSPECT = 0x801095F0
 
-CARRIED, QUIET = 1, 2
+CARRIED, QUIET, FREEING = 1, 2, 4
 REFUSED = EVERYBODY = ANY = 2**64 - 1
 DBUS = 0x4442757344427573
 DEADLINE_S = 30.0
@@ -134,11 +134,22 @@ class Wire:
 
     # Requests and answers
 
-    def post(self, number: int, body: bytes = b"", fds: Sequence[int] = (), *, flags: int = 0) -> int:
-        """Send a request and return its id."""
+    def post(
+        self,
+        number: int,
+        body: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        flags: int = 0,
+        freed: int | None = None,
+    ) -> int:
+        """Send a request, and with it the offset of a slice that is not needed any more; return its id."""
         self._last_id += 1
         self._bodies[self._last_id] = body
-        packet = struct.pack("=QQQ", number, self._last_id, flags) + body
+        if freed is None:
+            packet = struct.pack("=QQQ", number, self._last_id, flags) + body
+        else:
+            packet = struct.pack("=4Q", number, self._last_id, flags | FREEING, freed) + body
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.socket.sendmsg([packet], control)
         return self._last_id
