@@ -477,10 +477,9 @@ def is_asked(server: Server) -> bool:
 
 def next_number(server: Server) -> int | None:
     """The number of the request that is there, None without one; it stays there."""
-    with suppress(BlockingIOError):
-        head = server.script.socket.recv(8, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        return int.from_bytes(head, sys.byteorder)
-    return None
+    if not select.select([server.script.socket], [], [], 0)[0]:
+        return None
+    return int.from_bytes(server.script.socket.recv(8, socket.MSG_PEEK), sys.byteorder)
 
 
 def test_where_nothing_is_nobody_is_asked(idle: Server) -> None:
