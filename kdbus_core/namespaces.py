@@ -30,7 +30,11 @@ class Extent:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class UserNamespace:
-    """A user namespace; `owner` is the effective uid, in the initial namespace, of whoever made it."""
+    """A user namespace; `owner` is the effective uid, in the initial namespace, of whoever made it.
+
+    `parent` is None for the initial one, and where it is not known where a namespace lies: then its maps are
+    those to the initial one, and only ids can be told to who lives there.
+    """
 
     parent: UserNamespace | None
     uid_map: tuple[Extent, ...]

@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from array import array
 from collections import deque
 from contextlib import suppress
@@ -34,6 +35,8 @@ from errno import (
     ESHUTDOWN,
     ETOOMANYREFS,
 )
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdbus_core.abi import Command
@@ -163,7 +166,7 @@ class Session:
         try:
             self.handle.close()  # calls that wait end here
         finally:
-            self._sock.close()
+            self._close_socket()
             self._performing.close()
             for performing in self._waiting.values():
                 performing.close()
@@ -174,6 +177,14 @@ class Session:
             if self.process.credentials.pidfd is not None:
                 os.close(self.process.credentials.pidfd)
             self._server.on_closed(self)
+
+    def _close_socket(self) -> None:
+        """Close the socket; what is in packets that nobody has read may take long to close with it."""
+        fd = self._sock.detach()
+        if int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder):
+            self._server.files.closer.close(fd, self.uid, _nobody_waits)
+        else:
+            os.close(fd)
 
     # The pool, and whether there is something in it
 
@@ -302,7 +313,11 @@ class Session:
             if flags & CARRIED:
                 if not fds:
                     raise KdbusError(EBADF, "no descriptor carries the rest of the body")
-                body = _carried(body, fds.pop())
+                carrier = fds.pop()
+                try:
+                    body = _carried(body, carrier)
+                finally:
+                    self._server.files.close([carrier], self.uid)
         except BaseException:
             self._server.files.close(fds, self.uid)
             raise
@@ -434,8 +449,12 @@ def refuse(sock: socket.socket, errno: int) -> None:
         sock.send(ANSWER.pack(REFUSED, errno, 0), _NOSIGNAL | socket.MSG_DONTWAIT)
 
 
+def _nobody_waits() -> None:
+    """It is closed, late."""
+
+
 def _carried(body: memoryview, fd: int) -> memoryview:
-    """A body with what a descriptor carries of it: EMEDIUMTYPE, E2BIG, EFAULT, ENOMEM; closes it."""
+    """A body with what a descriptor carries of it: EMEDIUMTYPE, E2BIG, EFAULT, ENOMEM."""
     try:
         if memory_seals(fd) is None:
             raise KdbusError(EMEDIUMTYPE, "what carries the rest of the body is not shared memory")
@@ -446,5 +465,3 @@ def _carried(body: memoryview, fd: int) -> memoryview:
         return memoryview(b"".join((body, carried)) if body else carried)
     except MemoryError as error:
         raise KdbusError(ENOMEM, f"no memory for a body of {len(body) + size} bytes") from error
-    finally:
-        os.close(fd)

@@ -56,7 +56,7 @@ PLACED_AT = 2048
 """Where in the body lies what a command points to."""
 REFUSED = (1 << 64) - 1
 INSPECT = 0x801095F0
-CARRIED, QUIET = 1, 2
+CARRIED, QUIET, FREEING = 1, 2, 4
 LINGER = struct.pack("=ii", 1, 1000)
 
 _NAMES = {int(one): one.name for one in Command}
@@ -404,9 +404,11 @@ class NativeSession:
     def _send(
         self, choices: Choices, peer: Peer, name: str, number: int, body: bytes, kinds: list[Kind]
     ) -> None:
-        flags = choices.pick((0, 0, 0, 0, 0, QUIET, CARRIED, CARRIED | QUIET, 4, 1 << 63))
+        flags = choices.pick((0, 0, 0, 0, 0, QUIET, CARRIED, CARRIED | QUIET, FREEING, 1 << 63))
         fds = [kind(self) for kind in kinds]
         sent = body
+        if flags & FREEING and not choices.once_in(6):
+            sent = struct.pack("=Q", choices.pick([*sorted(peer.offsets), 0])) + body
         if flags & CARRIED and not choices.once_in(6):
             cut = choices.below(len(body) + 1)
             sent = body[:cut]
