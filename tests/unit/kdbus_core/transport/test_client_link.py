@@ -146,12 +146,22 @@ def test_several_slices_are_given_back_before_the_next_command(server: Server) -
     sent.result(DEADLINE_S)
 
 
-def test_a_request_without_room_leaves_behind_what_it_would_have_given_back(server: Server) -> None:
+def test_a_request_without_room_leaves_behind_what_it_would_have_given_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_no_room, make_room = threading.Event(), BlockingLink._make_room
+
+    def note(link: BlockingLink, token: object) -> None:
+        has_no_room.set()
+        make_room(link, token)
+
+    monkeypatch.setattr(BlockingLink, "_make_room", note)
     sock, quiet = server.connection._link.socket, server.connection._link.build_quiet(Command.BYEBYE, b"")
     with suppress(BlockingIOError):
         while True:
             sock.send(quiet, socket.MSG_DONTWAIT)
     sent = in_thread(lambda: server.connection.send(b"x", destination=7))
+    assert has_no_room.wait(DEADLINE_S)
     while (request := server.script.read()).number == Command.BYEBYE:
         pass
     assert (request.number, request.freed) == (Command.SEND, None)
